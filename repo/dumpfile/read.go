@@ -1,0 +1,484 @@
+// Package dumpfile reads and writes file trees as composefs dumpfiles.
+//
+// A dumpfile has one line for each name of the tree, a directory before what is in it. A line has eleven fields,
+// separated by single spaces, and then any number of extended attributes:
+//
+//	PATH SIZE MODE NLINK UID GID RDEV MTIME PAYLOAD CONTENT DIGEST [KEY=VALUE]...
+//
+// Numbers are decimal, MODE (file type and permissions) is octal, MTIME is seconds, a dot, nanoseconds. PAYLOAD is the
+// target of a symlink, or the path of a regular file's object. CONTENT is that of a file kept in the image. DIGEST is
+// the fs-verity digest of the object in hexadecimal. "-" stands for a field that is not there. A MODE that begins with "@"
+// is that of a hard link: PAYLOAD is the path of another line, and the other fields do not count. Bytes that are not
+// printable, blanks, backslashes and, in attributes, "=" are escaped: \\ \n \r \t \xHH.
+//
+// The format is defined by composefs-dump(5) and by what the tools of composefs and composefs-rs read and write. They
+// write some fields differently, see [Style].
+package dumpfile
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+)
+
+// Limits of a line.
+const (
+	maxLine   = 1 << 20 // bytes
+	maxInline = 5000    // bytes of content
+	maxXattrs = 65535   // bytes of all attributes as written
+	maxPath   = 4096    // bytes, unescaped
+)
+
+const (
+	fieldPath = iota
+	fieldSize
+	fieldMode
+	fieldNlink
+	fieldUID
+	fieldGID
+	fieldRdev
+	fieldMtime
+	fieldPayload
+	fieldContent
+	fieldDigest
+	fieldCount
+)
+
+var fieldNames = [...]string{"PATH", "SIZE", "MODE", "NLINK", "UID", "GID", "RDEV", "MTIME", "PAYLOAD", "CONTENT", "DIGEST"}
+
+// Read reads a dumpfile to its end. Errors name the line, counted from 1, and the field. A file larger than 0 bytes that
+// has neither content nor payload nor digest is read as an object without a name. Memory grows with the tree alone.
+func Read(r io.Reader) (*fstree.Tree, error) {
+	p := parser{names: map[string]string{}, values: map[string][]byte{}}
+	in := bufio.NewReaderSize(r, 1<<16)
+	for number := 1; ; number++ {
+		line, err := readLine(in)
+		if err != nil && err != io.EOF {
+			return nil, fmt.Errorf("dumpfile: line %d: %w", number, err)
+		}
+		if err == io.EOF && len(line) == 0 {
+			break
+		}
+		if err := p.line(line); err != nil {
+			return nil, fmt.Errorf("dumpfile: line %d: %w", number, err)
+		}
+	}
+	if p.root == nil {
+		return nil, errors.New("dumpfile: no line for the root directory")
+	}
+	if err := p.resolveLinks(); err != nil {
+		return nil, fmt.Errorf("dumpfile: %w", err)
+	}
+	return &fstree.Tree{Root: p.root}, nil
+}
+
+// readLine returns the next line without its newline; io.EOF comes with the last one, if that has no newline.
+func readLine(in *bufio.Reader) ([]byte, error) {
+	line, err := in.ReadSlice('\n')
+	if err == bufio.ErrBufferFull {
+		whole := append([]byte(nil), line...)
+		for err == bufio.ErrBufferFull {
+			line, err = in.ReadSlice('\n')
+			if whole = append(whole, line...); len(whole) > maxLine {
+				return nil, fmt.Errorf("longer than %d bytes", maxLine)
+			}
+		}
+		line = whole
+	}
+	return bytes.TrimSuffix(line, []byte("\n")), err
+}
+
+type parser struct {
+	root    *fstree.Inode
+	links   []link
+	dir     *fstree.Directory // where the last line put its name: mostly it is the parent of the next one, too
+	dirPath []byte
+	scratch []byte
+	names   map[string]string // attribute names and values that occur again and again
+	values  map[string][]byte
+	inodes  []fstree.Inode // not used yet, allocated many at a time
+	objects []fstree.Object
+}
+
+// link is a name that is to point to the inode of another name.
+type link struct {
+	dir    *fstree.Directory
+	name   string
+	path   string
+	target string
+	inode  *fstree.Inode // what the name points to until then
+}
+
+func (p *parser) line(line []byte) error {
+	if bytes.IndexByte(line, 0) >= 0 {
+		return errors.New("a NUL byte")
+	}
+	var fields [fieldCount][]byte
+	rest := line
+	for k := range fields {
+		var found bool
+		if fields[k], rest, found = bytes.Cut(rest, []byte(" ")); !found && k < fieldCount-1 {
+			return fmt.Errorf("only %d of %d fields", k+1, int(fieldCount))
+		}
+	}
+	path, err := p.unescape(fields[fieldPath])
+	if err != nil {
+		return inField(fieldPath, err)
+	}
+	mode, isLink := bytes.CutPrefix(fields[fieldMode], []byte("@"))
+	if isLink {
+		return p.addLink(path, mode, fields[fieldPayload])
+	}
+	inode := p.newInode()
+	dir, name, err := p.place(path)
+	if err != nil {
+		return inField(fieldPath, err)
+	}
+	if err := p.inode(inode, &fields, rest); err != nil {
+		return err
+	}
+	if dir == nil {
+		if inode.Dir() == nil {
+			return inField(fieldMode, errors.New("the root is not a directory"))
+		}
+		p.root = inode
+		return nil
+	}
+	dir.Set(name, inode)
+	return nil
+}
+
+func inField(k int, err error) error { return fmt.Errorf("%s: %w", fieldNames[k], err) }
+
+func (p *parser) newInode() *fstree.Inode {
+	if len(p.inodes) == 0 {
+		p.inodes = make([]fstree.Inode, 128)
+	}
+	i := &p.inodes[0]
+	p.inodes = p.inodes[1:]
+	return i
+}
+
+func (p *parser) newObject() *fstree.Object {
+	if len(p.objects) == 0 {
+		p.objects = make([]fstree.Object, 128)
+	}
+	o := &p.objects[0]
+	p.objects = p.objects[1:]
+	return o
+}
+
+// place finds the directory and the name of a path; the directory is nil for the root.
+func (p *parser) place(path []byte) (*fstree.Directory, string, error) {
+	if len(path) == 0 || path[0] != '/' || len(path) > maxPath {
+		return nil, "", fmt.Errorf("%.80q: want an absolute path of at most %d bytes", path, maxPath)
+	}
+	if len(path) == 1 {
+		if p.root != nil {
+			return nil, "", errors.New("a second root directory")
+		}
+		return nil, "", nil
+	}
+	if p.root == nil {
+		return nil, "", errors.New("the first line is not that of the root directory")
+	}
+	slash := bytes.LastIndexByte(path, '/')
+	parent, name := path[:slash], string(path[slash+1:])
+	if err := fstree.CheckName(name); err != nil {
+		return nil, "", fmt.Errorf("%.80q: %w", path, err)
+	}
+	if p.dir == nil || !bytes.Equal(parent, p.dirPath) {
+		inode := (&fstree.Tree{Root: p.root}).Lookup(string(parent))
+		if inode == nil || inode.Dir() == nil || bytes.Contains(parent, []byte("//")) {
+			return nil, "", fmt.Errorf("%.80q: no directory %.80q before it", path, parent)
+		}
+		p.dir, p.dirPath = inode.Dir(), append(p.dirPath[:0], parent...)
+	}
+	if n := len(p.dir.Entries); n > 0 && p.dir.Entries[n-1].Name >= name && p.dir.Lookup(name) != nil {
+		return nil, "", fmt.Errorf("%.80q: there already", path)
+	}
+	return p.dir, name, nil
+}
+
+// inode fills an inode from the fields of a line and the attributes that follow them.
+func (p *parser) inode(i *fstree.Inode, fields *[fieldCount][]byte, xattrs []byte) error {
+	var err error
+	number := func(k, base, bits int) uint64 {
+		n, e := parseUint(fields[k], base, bits)
+		if e != nil && err == nil {
+			err = inField(k, e)
+		}
+		return n
+	}
+	size := number(fieldSize, 10, 64)
+	mode := uint32(number(fieldMode, 8, 32))
+	i.Nlink = uint32(number(fieldNlink, 10, 32))
+	i.UID = uint32(number(fieldUID, 10, 32))
+	i.GID = uint32(number(fieldGID, 10, 32))
+	rdev := uint32(number(fieldRdev, 10, 32))
+	if err != nil {
+		return err
+	}
+	if i.Mtime, err = parseTime(fields[fieldMtime]); err != nil {
+		return inField(fieldMtime, err)
+	}
+	i.Perm = mode & 0o7777
+	switch mode &^ 0o7777 {
+	case fstree.TypeDir:
+		i.Content = &fstree.Directory{}
+	case fstree.TypeRegular:
+		if i.Content, err = p.regular(size, fields); err != nil {
+			return err
+		}
+	case fstree.TypeSymlink:
+		target, err := p.unescape(fields[fieldPayload])
+		if err != nil {
+			return inField(fieldPayload, err)
+		}
+		if string(fields[fieldPayload]) == "-" || len(target) == 0 || len(target) > fstree.MaxSymlink ||
+			bytes.IndexByte(target, 0) >= 0 {
+			return inField(fieldPayload, fmt.Errorf("symlink target %.80q: want 1 to %d bytes and no NUL",
+				target, fstree.MaxSymlink))
+		}
+		i.Content = fstree.Symlink(target)
+	case fstree.TypeBlock, fstree.TypeChar:
+		i.Content = fstree.Device{Block: mode&fstree.TypeMask == fstree.TypeBlock, Rdev: rdev}
+	case fstree.TypeFifo:
+		i.Content = fstree.Fifo{}
+	case fstree.TypeSocket:
+		i.Content = fstree.Socket{}
+	default:
+		return inField(fieldMode, fmt.Errorf("%o: no file type that there is", mode))
+	}
+	return p.xattrs(i, xattrs)
+}
+
+// regular returns the content of a regular file.
+func (p *parser) regular(size uint64, fields *[fieldCount][]byte) (fstree.Content, error) {
+	if string(fields[fieldContent]) != "-" {
+		content, err := p.unescape(fields[fieldContent])
+		if err != nil {
+			return nil, inField(fieldContent, err)
+		}
+		if uint64(len(content)) != size {
+			return nil, inField(fieldContent, fmt.Errorf("%d bytes, but SIZE is %d", len(content), size))
+		}
+		if len(content) > maxInline {
+			return nil, inField(fieldContent, fmt.Errorf("%d bytes, at most %d fit", len(content), maxInline))
+		}
+		return fstree.Inline(bytes.Clone(content)), nil
+	}
+	if size == 0 {
+		return fstree.Inline(nil), nil
+	}
+	o := p.newObject()
+	o.Size = size
+	var err error
+	if digest := fields[fieldDigest]; string(digest) != "-" {
+		if o.Digest, err = fsverity.ParseHex(string(digest)); err != nil {
+			return nil, inField(fieldDigest, err)
+		}
+	}
+	if string(fields[fieldPayload]) == "-" {
+		if !o.Digest.IsZero() {
+			return nil, inField(fieldPayload, errors.New("none, but there is a DIGEST"))
+		}
+		return o, nil
+	}
+	path, err := p.unescape(fields[fieldPayload])
+	if err != nil {
+		return nil, inField(fieldPayload, err)
+	}
+	if len(path) == 0 || len(path) > maxPath || bytes.IndexByte(path, 0) >= 0 {
+		return nil, inField(fieldPayload, fmt.Errorf("%.80q: not a path", path))
+	}
+	if string(path) != o.Digest.ObjectPath() {
+		o.Path = string(path)
+	}
+	return o, nil
+}
+
+func (p *parser) xattrs(i *fstree.Inode, rest []byte) error {
+	if len(rest) > maxXattrs {
+		return fmt.Errorf("%d bytes of extended attributes, at most %d fit", len(rest), maxXattrs)
+	}
+	if len(rest) > 0 {
+		i.Xattrs = make([]fstree.Xattr, 0, bytes.Count(rest, []byte(" "))+1)
+	}
+	for len(rest) > 0 {
+		var field []byte
+		field, rest, _ = bytes.Cut(rest, []byte(" "))
+		key, value, ok := bytes.Cut(field, []byte("="))
+		if !ok {
+			return fmt.Errorf("xattr %.80q: no '='", field)
+		}
+		name, err := p.unescape(key)
+		if err != nil {
+			return fmt.Errorf("xattr %.80q: %w", field, err)
+		}
+		if len(name) == 0 || len(name) > 255 || bytes.IndexByte(name, 0) >= 0 {
+			return fmt.Errorf("xattr %.80q: the name is empty, has a NUL or is longer than 255 bytes", field)
+		}
+		nameString, ok := p.names[string(name)]
+		if !ok {
+			nameString = string(name)
+			p.names[nameString] = nameString
+		}
+		if value, err = p.unescape(value); err != nil {
+			return fmt.Errorf("xattr %.80q: %w", field, err)
+		}
+		kept, ok := p.values[string(value)]
+		if !ok {
+			kept = bytes.Clone(value)
+			if len(p.values) < 1<<16 {
+				p.values[string(value)] = kept
+			}
+		}
+		i.SetXattr(nameString, kept)
+	}
+	return nil
+}
+
+func (p *parser) addLink(path, mode, payload []byte) error {
+	m, err := parseUint(mode, 8, 32)
+	if err != nil {
+		return inField(fieldMode, err)
+	}
+	if m&fstree.TypeMask == fstree.TypeDir {
+		return inField(fieldMode, errors.New("a hard link to a directory"))
+	}
+	dir, name, err := p.place(path)
+	if err == nil && dir == nil {
+		err = errors.New("the root is a hard link")
+	}
+	if err != nil {
+		return inField(fieldPath, err)
+	}
+	l := link{dir: dir, name: name, path: string(path), inode: &fstree.Inode{Content: fstree.Inline(nil)}}
+	target, err := p.unescape(payload)
+	if err != nil {
+		return inField(fieldPayload, err)
+	}
+	if string(payload) == "-" {
+		return inField(fieldPayload, errors.New("a hard link without target"))
+	}
+	l.target = string(target)
+	dir.Set(name, l.inode)
+	p.links = append(p.links, l)
+	return nil
+}
+
+// resolveLinks makes the names of hard links point to the inodes of their targets, which may be hard links themselves.
+func (p *parser) resolveLinks() error {
+	if len(p.links) == 0 {
+		return nil
+	}
+	byInode := make(map[*fstree.Inode]*link, len(p.links))
+	for k := range p.links {
+		byInode[p.links[k].inode] = &p.links[k]
+	}
+	tree := &fstree.Tree{Root: p.root}
+	final := make(map[*fstree.Inode]*fstree.Inode, len(p.links))
+	for k := range p.links {
+		// Follow to an inode that is no link, or that an earlier turn has resolved; then all on the way lead there.
+		var way []*link
+		l := &p.links[k]
+		inode := l.inode
+		for byInode[inode] != nil && final[inode] == nil {
+			next := byInode[inode]
+			if way = append(way, next); len(way) > len(p.links) {
+				return fmt.Errorf("hard link %.80q: its target leads back to it", l.path)
+			}
+			if inode = tree.Lookup(next.target); inode == nil {
+				return fmt.Errorf("hard link %.80q: no target %.80q", next.path, next.target)
+			}
+		}
+		if end := final[inode]; end != nil {
+			inode = end
+		}
+		if inode.Dir() != nil {
+			return fmt.Errorf("hard link %.80q: its target is a directory", l.path)
+		}
+		for _, w := range way {
+			final[w.inode] = inode
+		}
+	}
+	for _, l := range p.links {
+		l.dir.Set(l.name, final[l.inode])
+	}
+	return nil
+}
+
+// unescape returns a field's bytes: the field itself, or p.scratch, which the next call uses again.
+func (p *parser) unescape(field []byte) ([]byte, error) {
+	k := bytes.IndexByte(field, '\\')
+	if k < 0 {
+		return field, nil
+	}
+	out := append(p.scratch[:0], field[:k]...)
+	for ; k < len(field); k++ {
+		if field[k] != '\\' {
+			out = append(out, field[k])
+			continue
+		}
+		k++
+		if k == len(field) {
+			return nil, errors.New("nothing after a backslash")
+		}
+		switch field[k] {
+		case '\\':
+			out = append(out, '\\')
+		case 'n':
+			out = append(out, '\n')
+		case 'r':
+			out = append(out, '\r')
+		case 't':
+			out = append(out, '\t')
+		case 'x':
+			if k+2 >= len(field) {
+				return nil, errors.New(`no two hexadecimal digits after \x`)
+			}
+			n, err := parseUint(field[k+1:k+3], 16, 8)
+			if err != nil {
+				return nil, errors.New(`no two hexadecimal digits after \x`)
+			}
+			out = append(out, byte(n))
+			k += 2
+		default:
+			return nil, fmt.Errorf("unknown escape %q", field[k-1:k+1])
+		}
+	}
+	p.scratch = out
+	return out, nil
+}
+
+func parseUint(b []byte, base, bits int) (uint64, error) {
+	// strconv would allow underscores and signs only for base 0; what is left to refuse here is nothing.
+	n, err := strconv.ParseUint(string(b), base, bits)
+	if err != nil {
+		return 0, fmt.Errorf("%.40q: not a number in base %d of at most %d bits", b, base, bits)
+	}
+	return n, nil
+}
+
+func parseTime(b []byte) (fstree.Time, error) {
+	sec, nsec, ok := bytes.Cut(b, []byte("."))
+	if !ok {
+		return fstree.Time{}, fmt.Errorf("%.40q: want seconds, a dot and nanoseconds", b)
+	}
+	s, err := strconv.ParseInt(string(sec), 10, 64)
+	if err != nil {
+		return fstree.Time{}, fmt.Errorf("%.40q: not a number of seconds", sec)
+	}
+	n, err := strconv.ParseUint(string(nsec), 10, 32)
+	if err != nil || n > 999_999_999 {
+		return fstree.Time{}, fmt.Errorf("%.40q: not a number of nanoseconds", nsec)
+	}
+	return fstree.Time{Sec: s, Nsec: uint32(n)}, nil
+}
