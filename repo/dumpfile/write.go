@@ -15,22 +15,27 @@ const (
 	// Cfsctl is that of composefs-rs (cfsctl create-dumpfile): directories have size 0, a hard link has only its path
 	// and its target.
 	Cfsctl Style = iota
-	// ComposefsInfo is that of the C tools (composefs-info dump): directories have the size they take in an image of
-	// V0 or V1, a hard link repeats the fields of its target.
-	ComposefsInfo
+	// InfoV0 and InfoV1 are those of the C tools (composefs-info dump) for an image of V0 or V1: directories have the size
+	// they take in the image, attributes the order of the image, a hard link repeats the fields of its target.
+	InfoV0
+	InfoV1
 )
 
 // Write writes the tree, names in the order of fstree.Tree.Walk.
 func Write(w io.Writer, t *fstree.Tree, s Style) error {
 	out := bufio.NewWriterSize(w, 1<<16)
 	first := map[*fstree.Inode]string{}
+	xattrs := func(i *fstree.Inode) []fstree.Xattr { return i.Xattrs }
+	if s != Cfsctl {
+		xattrs = newImageOrder(t, s).xattrs
+	}
 	var line []byte
 	err := t.Walk(func(path string, i *fstree.Inode) error {
 		target := first[i]
 		if target == "" && i.Nlink != 1 && i.Dir() == nil {
 			first[i] = path
 		}
-		line = appendLine(line[:0], path, i, target, s)
+		line = appendLine(line[:0], path, i, xattrs(i), target, s)
 		_, err := out.Write(line)
 		return err
 	})
@@ -40,12 +45,12 @@ func Write(w io.Writer, t *fstree.Tree, s Style) error {
 	return out.Flush()
 }
 
-// AppendEntry appends the line of one file, under a path of the caller's choice, with its newline.
-func AppendEntry(b []byte, path string, i *fstree.Inode, s Style) []byte {
-	return appendLine(b, path, i, "", s)
+// AppendEntry appends the line that cfsctl writes for one file, under a path of the caller's choice.
+func AppendEntry(b []byte, path string, i *fstree.Inode) []byte {
+	return appendLine(b, path, i, i.Xattrs, "", Cfsctl)
 }
 
-func appendLine(b []byte, path string, i *fstree.Inode, linkTo string, s Style) []byte {
+func appendLine(b []byte, path string, i *fstree.Inode, xattrs []fstree.Xattr, linkTo string, s Style) []byte {
 	b = appendEscaped(b, path, false)
 	if linkTo != "" && s == Cfsctl {
 		b = append(b, " 0 @120000 - - - - 0.0 "...)
@@ -60,7 +65,7 @@ func appendLine(b []byte, path string, i *fstree.Inode, linkTo string, s Style) 
 				nlink++
 			}
 		}
-		if s == ComposefsInfo {
+		if s != Cfsctl {
 			size = imageSize(dir, path == "/")
 		}
 	}
@@ -95,50 +100,13 @@ func appendLine(b []byte, path string, i *fstree.Inode, linkTo string, s Style) 
 		b = append(b, ' ')
 		b = appendOptional(b, field)
 	}
-	for _, x := range i.Xattrs {
+	for _, x := range xattrs {
 		b = append(b, ' ')
 		b = appendEscaped(b, x.Name, true)
 		b = append(b, '=')
 		b = appendEscaped(b, string(x.Value), true)
 	}
 	return append(b, '\n')
-}
-
-// imageSize returns the size of a directory in an image of V0 or V1: entries of 12 bytes and a name, packed into blocks of
-// 4096, the last one cut off where it ends if it is at most half full.
-func imageSize(dir *fstree.Directory, root bool) uint64 {
-	names := append([]fstree.Entry{{Name: "."}, {Name: ".."}}, dir.Entries...)
-	if root {
-		names = withHidden(names, dir)
-	}
-	// The order decides where blocks end.
-	d := &fstree.Directory{}
-	for _, e := range names {
-		d.Set(e.Name, e.Inode)
-	}
-	var blocks, used uint64
-	for _, e := range d.Entries {
-		n := uint64(12 + len(e.Name))
-		if used+n > 4096 {
-			blocks, used = blocks+1, 0
-		}
-		used += n
-	}
-	if used > 2048 {
-		blocks, used = blocks+1, 0
-	}
-	return blocks*4096 + used
-}
-
-// withHidden adds the names 00 to ff, which the root directory of an image always has.
-func withHidden(names []fstree.Entry, dir *fstree.Directory) []fstree.Entry {
-	const digits = "0123456789abcdef"
-	for k := range 256 {
-		if name := string([]byte{digits[k>>4], digits[k&15]}); dir.Lookup(name) == nil {
-			names = append(names, fstree.Entry{Name: name})
-		}
-	}
-	return names
 }
 
 func appendOptional(b []byte, s string) []byte {
