@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
-	"errors"
 	"io"
 )
 
@@ -32,6 +31,7 @@ type Digester struct {
 	alg    Algorithm
 	size   uint64
 	block  []byte   // the data block being filled
+	buf    []byte   // for ReadFrom
 	levels [][]byte // hashes of each level that do not fill a block yet; level 0 holds the hashes of data blocks
 	tree   func(level int, block []byte)
 }
@@ -70,6 +70,26 @@ func (d *Digester) Write(p []byte) (int, error) {
 	}
 	d.block = append(d.block, p...)
 	return n, nil
+}
+
+// ReadFrom adds what r gives, to its end. It returns the number of bytes and the error of r, if there is one.
+func (d *Digester) ReadFrom(r io.Reader) (int64, error) {
+	if d.buf == nil {
+		d.buf = make([]byte, 64*BlockSize)
+	}
+	var total int64
+	for {
+		// Whole blocks keep Write from copying.
+		n, err := io.ReadFull(r, d.buf)
+		d.Write(d.buf[:n])
+		total += int64(n)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return total, nil
+		}
+		if err != nil {
+			return total, err
+		}
+	}
 }
 
 // addBlocks hashes whole blocks of the level below into level. A full level is hashed into the next one only when one
@@ -161,18 +181,11 @@ func Of(a Algorithm, data []byte) Digest {
 // OfReader returns the digest and the size of a file with the content that r gives.
 func OfReader(a Algorithm, r io.Reader) (Digest, int64, error) {
 	d := NewDigester(a)
-	// io.Copy would hand over to WriterTo with buffers of its own size; whole blocks keep Write from copying.
-	buf := make([]byte, 64*BlockSize)
-	for {
-		n, err := io.ReadFull(r, buf)
-		d.Write(buf[:n])
-		if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-			return d.Sum(), int64(d.Size()), nil
-		}
-		if err != nil {
-			return Digest{}, int64(d.Size()), err
-		}
+	n, err := d.ReadFrom(r)
+	if err != nil {
+		return Digest{}, n, err
 	}
+	return d.Sum(), n, nil
 }
 
 // Metadata is what a file system stores next to the data of a file with fs-verity enabled.
@@ -194,9 +207,8 @@ func MetadataOf(a Algorithm, r io.Reader) (Metadata, int64, error) {
 		}
 		levels[level] = append(levels[level], block...)
 	}
-	buf := make([]byte, 64*BlockSize)
-	if _, err := io.CopyBuffer(struct{ io.Writer }{d}, struct{ io.Reader }{r}, buf); err != nil {
-		return Metadata{}, int64(d.Size()), err
+	if n, err := d.ReadFrom(r); err != nil {
+		return Metadata{}, n, err
 	}
 	root := d.root()
 	m := Metadata{Digest: d.descriptorDigest(root), Descriptor: d.descriptor(root)}
