@@ -164,8 +164,8 @@ func check(i *fstree.Inode) error {
 			return fmt.Errorf("inline content of %d bytes, at most %d fit", len(content), maxInline)
 		}
 	case fstree.Symlink:
-		if len(content) == 0 || len(content) >= blockSize {
-			return fmt.Errorf("symlink target of %d bytes", len(content))
+		if len(content) == 0 || len(content) > fstree.MaxSymlink {
+			return fmt.Errorf("symlink target of %d bytes, want 1 to %d", len(content), fstree.MaxSymlink)
 		}
 	case *fstree.Object:
 		if chunkCount(content.Size) > maxChunks {

@@ -38,3 +38,58 @@ func TestGoldenImages(t *testing.T) {
 		}
 	}
 }
+
+// Every golden image becomes a tree, and the tree the same image again.
+func TestGoldenImagesReadBack(t *testing.T) {
+	for _, name := range golden.Names(t) {
+		for _, format := range []erofs.Format{erofs.V0, erofs.V1} {
+			if name == "big-directory" || name == "an-os" {
+				continue // only their digests are kept
+			}
+			readBack(t, name, golden.Read(t, "images/"+name+"."+format.String()+".erofs.gz"), format)
+		}
+	}
+}
+
+func readBack(t *testing.T, name string, img []byte, format erofs.Format) {
+	t.Helper()
+	tree, got, err := erofs.Read(bytes.NewReader(img), int64(len(img)))
+	if err != nil || got != format {
+		t.Errorf("%s %v: read as %v: %v", name, format, got, err)
+		return
+	}
+	var again bytes.Buffer
+	if err := erofs.Write(&again, tree, format); err != nil {
+		t.Errorf("%s %v: %v", name, format, err)
+		return
+	}
+	if !bytes.Equal(again.Bytes(), img) {
+		t.Errorf("%s %v: another image after reading it", name, format)
+	}
+}
+
+// A dump becomes an image, the image a tree, and that tree has the same dump. The formats that keep everything do so.
+func TestDumpThroughImage(t *testing.T) {
+	for _, name := range golden.Names(t) {
+		tree, err := dumpfile.Read(bytes.NewReader(golden.Read(t, "dumps/"+name+".dump")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, format := range []erofs.Format{erofs.V0, erofs.V1} {
+			var img, want, got bytes.Buffer
+			if err := erofs.Write(&img, tree, format); err != nil {
+				t.Fatal(err)
+			}
+			again, _, err := erofs.Read(bytes.NewReader(img.Bytes()), int64(img.Len()))
+			if err != nil {
+				t.Errorf("%s %v: %v", name, format, err)
+				continue
+			}
+			dumpfile.Write(&want, tree, dumpfile.Cfsctl)
+			dumpfile.Write(&got, again, dumpfile.Cfsctl)
+			if got.String() != want.String() {
+				t.Errorf("%s %v: another tree after reading it", name, format)
+			}
+		}
+	}
+}

@@ -1,0 +1,272 @@
+package erofs
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+)
+
+// maxDepth is how deep directories may be nested. Paths are at most 4096 bytes long, so no honest tree is deeper.
+const maxDepth = 2048
+
+// Read reads a whole image of size bytes into a tree, and tells its format. It undoes what Write adds, so that writing the
+// tree in the same format gives the image again. Errors name the path, or the offset in the image.
+func Read(r io.ReaderAt, size int64) (*fstree.Tree, Format, error) {
+	img, err := newReader(r, size)
+	if err != nil {
+		return nil, 0, err
+	}
+	// Inodes are read in two steps, of which the first is counted twice.
+	img.limit, img.budget = true, 2*size
+	t := &treeReader{reader: img, inodes: map[uint64]*fstree.Inode{}}
+	root, _, err := t.load(img.root)
+	if err == nil && root.Dir() == nil {
+		err = errors.New("not a directory")
+	}
+	if err == nil {
+		err = t.directory("", img.root, img.root, root, 0)
+	}
+	if err != nil {
+		return nil, 0, inPath("", err)
+	}
+	return &fstree.Tree{Root: root}, img.format, nil
+}
+
+// pathError is an error that has its path.
+type pathError struct {
+	path string
+	err  error
+}
+
+func (e *pathError) Error() string { return e.path + ": " + e.err.Error() }
+func (e *pathError) Unwrap() error { return e.err }
+
+func inPath(path string, err error) error {
+	if _, has := err.(*pathError); has {
+		return err
+	}
+	if path == "" {
+		path = "/"
+	}
+	return &pathError{path, err}
+}
+
+type treeReader struct {
+	*reader
+	inodes map[uint64]*fstree.Inode
+}
+
+// load reads an inode, once.
+func (t *treeReader) load(nid uint64) (inode *fstree.Inode, again bool, err error) {
+	if inode := t.inodes[nid]; inode != nil {
+		return inode, true, nil
+	}
+	raw, err := t.inode(nid)
+	if err != nil {
+		return nil, false, err
+	}
+	if inode, err = t.build(raw); err != nil {
+		return nil, false, err
+	}
+	t.inodes[nid] = inode
+	return inode, false, nil
+}
+
+// directory fills a directory with its entries, and those with theirs.
+func (t *treeReader) directory(path string, nid, parent uint64, inode *fstree.Inode, depth int) error {
+	if depth > maxDepth {
+		return inPath(path, fmt.Errorf("directories are nested more than %d deep", maxDepth))
+	}
+	raw, err := t.inode(nid)
+	if err != nil {
+		return inPath(path, err)
+	}
+	entries, err := t.entries(raw)
+	if err != nil {
+		return inPath(path, err)
+	}
+	dir := inode.Dir()
+	dir.Entries = make([]fstree.Entry, 0, len(entries))
+	dots, subdirs, marked := 0, uint32(0), false
+	for _, e := range entries {
+		if e.name == "." || e.name == ".." {
+			want := nid
+			if e.name == ".." {
+				want = parent
+			}
+			if e.nid != want || e.fileType != ftDir {
+				return inPath(path, fmt.Errorf("%q is inode %d, want %d", e.name, e.nid, want))
+			}
+			dots++
+			continue
+		}
+		childPath := path + "/" + e.name
+		if err := fstree.CheckName(e.name); err != nil {
+			return inPath(path, err)
+		}
+		child, again, err := t.load(e.nid)
+		if err != nil {
+			return inPath(childPath, err)
+		}
+		if child.Dir() != nil {
+			if again {
+				return inPath(childPath, errors.New("a directory that has another name"))
+			}
+			subdirs++
+			if err := t.directory(childPath, e.nid, nid, child, depth+1); err != nil {
+				return err
+			}
+		}
+		if t.format != V2 && parent == nid && path == "" && hides(e.name, child, inode) {
+			continue
+		}
+		whiteout := t.format != V2 && isWhiteout(child) && e.fileType == ftRegular
+		if want := (&node{inode: child, escaped: whiteout}).fileType(); want != e.fileType {
+			return inPath(childPath, fmt.Errorf("file type %d in the directory, %d in the inode", e.fileType, want))
+		}
+		marked = marked || whiteout && !again
+		dir.Entries = append(dir.Entries, fstree.Entry{Name: e.name, Inode: child})
+	}
+	if dots != 2 {
+		return inPath(path, errors.New(`no "." and ".." in the directory`))
+	}
+	if raw.nlink != 2+subdirs {
+		return inPath(path, fmt.Errorf("%d links to a directory with %d subdirectories", raw.nlink, subdirs))
+	}
+	if marked {
+		unmark(inode, t.format)
+	}
+	return nil
+}
+
+// hides reports whether an entry of the root is one of those that hide the object store.
+func hides(name string, i, root *fstree.Inode) bool {
+	label, _ := root.Xattr(xattrSELinux)
+	return len(name) == 2 && strings.Trim(name, "0123456789abcdef") == "" && isWhiteout(i) &&
+		i.Perm == 0o644 && i.UID == root.UID && i.GID == root.GID && i.Mtime == root.Mtime &&
+		(len(i.Xattrs) == 0 || len(i.Xattrs) == 1 && i.Xattrs[0].Name == xattrSELinux && string(i.Xattrs[0].Value) == string(label))
+}
+
+// unmark removes the attributes of a directory with escaped whiteouts. They have been unescaped, as all others.
+func unmark(dir *fstree.Inode, f Format) {
+	names := []string{overlayPrefix + "whiteouts", xattrWhiteoutsUser}
+	if f == V1 {
+		names = append(names, xattrOpaque, xattrOpaqueUser)
+	}
+	for _, name := range names {
+		dir.RemoveXattr(name)
+	}
+}
+
+// build makes an inode of a tree; directories are empty.
+func (img *reader) build(raw *rawInode) (*fstree.Inode, error) {
+	attrs, err := img.attributes(raw)
+	if err != nil {
+		return nil, err
+	}
+	i := &fstree.Inode{Perm: raw.mode & 0o7777, UID: raw.uid, GID: raw.gid, Nlink: raw.nlink, Mtime: raw.mtime}
+	object := &fstree.Object{Size: raw.size}
+	redirect := ""
+	for _, x := range attrs {
+		rest, overlay := strings.CutPrefix(x.Name, overlayPrefix)
+		escaped, isEscaped := strings.CutPrefix(x.Name, escapedPrefix)
+		switch {
+		case isEscaped:
+			x.Name = overlayPrefix + escaped
+		case overlay && rest == "metacopy":
+			if object.Digest, err = parseMetacopy(x.Value); err != nil {
+				return nil, err
+			}
+			continue
+		case overlay && rest == "redirect":
+			redirect = string(x.Value)
+			continue
+		case overlay:
+			continue // the root's opaque, and what overlayfs alone reads
+		}
+		if _, twice := i.Xattr(x.Name); twice {
+			return nil, fmt.Errorf("attribute %q twice", x.Name)
+		}
+		i.SetXattr(x.Name, x.Value)
+	}
+	if i.Content, err = img.content(raw, object, redirect); err != nil {
+		return nil, err
+	}
+	if img.format != V2 && escapedWhiteout(i) {
+		i.RemoveXattr(overlayPrefix + "whiteout")
+		i.RemoveXattr(xattrWhiteoutUser)
+		i.Content = fstree.Device{}
+	}
+	return i, nil
+}
+
+func escapedWhiteout(i *fstree.Inode) bool {
+	_, one := i.Xattr(overlayPrefix + "whiteout")
+	_, two := i.Xattr(xattrWhiteoutUser)
+	inline, empty := i.Content.(fstree.Inline)
+	return one && two && empty && len(inline) == 0
+}
+
+func (img *reader) content(raw *rawInode, object *fstree.Object, redirect string) (fstree.Content, error) {
+	switch raw.mode & fstree.TypeMask {
+	case fstree.TypeDir:
+		return &fstree.Directory{}, nil
+	case fstree.TypeRegular:
+		if raw.layout != layoutChunks {
+			if redirect != "" || !object.Digest.IsZero() {
+				return nil, errors.New("a file with data in the image and outside of it")
+			}
+			data, err := img.data(raw, maxInline)
+			return fstree.Inline(data), err
+		}
+		if raw.size == 0 || chunkCount(raw.size) > maxChunks {
+			return nil, fmt.Errorf("a list of chunks for a file of %d bytes", raw.size)
+		}
+		if redirect != "" {
+			path, ok := strings.CutPrefix(redirect, "/")
+			if !ok || path == "" {
+				return nil, fmt.Errorf("redirect to %q: want an absolute path", redirect)
+			}
+			if path != object.Digest.ObjectPath() {
+				object.Path = path
+			}
+		} else if !object.Digest.IsZero() {
+			return nil, errors.New("a digest without the path of an object")
+		}
+		return object, nil
+	case fstree.TypeSymlink:
+		target, err := img.data(raw, fstree.MaxSymlink)
+		if err == nil && len(target) == 0 {
+			err = errors.New("a symlink without target")
+		}
+		return fstree.Symlink(target), err
+	case fstree.TypeBlock, fstree.TypeChar:
+		return fstree.Device{Block: raw.mode&fstree.TypeMask == fstree.TypeBlock, Rdev: raw.union}, nil
+	case fstree.TypeFifo:
+		return fstree.Fifo{}, nil
+	case fstree.TypeSocket:
+		return fstree.Socket{}, nil
+	}
+	return nil, fmt.Errorf("mode %o has no file type", raw.mode)
+}
+
+// parseMetacopy reads the digest from the attribute trusted.overlay.metacopy: version 0, length, flags 0, algorithm,
+// digest (struct ovl_metacopy of the kernel). An empty one stands for a file without digest.
+func parseMetacopy(b []byte) (fsverity.Digest, error) {
+	if len(b) == 0 {
+		return fsverity.Digest{}, nil
+	}
+	if len(b) < 4 || b[0] != 0 || int(b[1]) != len(b) || b[2] != 0 || len(b) > math.MaxUint8 {
+		return fsverity.Digest{}, fmt.Errorf("attribute %s: not a digest", xattrMetacopy)
+	}
+	d, err := fsverity.MakeDigest(fsverity.Algorithm(b[3]), b[4:])
+	if err != nil {
+		return d, fmt.Errorf("attribute %s: %w", xattrMetacopy, err)
+	}
+	return d, nil
+}
