@@ -122,12 +122,12 @@ func (t *treeReader) directory(path string, nid, parent uint64, inode *fstree.In
 				return err
 			}
 		}
-		if t.format != V2 && parent == nid && path == "" && hides(e.name, child, inode) {
-			continue
-		}
 		whiteout := t.format != V2 && isWhiteout(child) && e.fileType == ftRegular
 		if want := (&node{inode: child, escaped: whiteout}).fileType(); want != e.fileType {
 			return inPath(childPath, fmt.Errorf("file type %d in the directory, %d in the inode", e.fileType, want))
+		}
+		if e.fileType == ftChar && t.format != V2 && path == "" && hides(e.name, child, inode) {
+			continue
 		}
 		marked = marked || whiteout && !again
 		dir.Entries = append(dir.Entries, fstree.Entry{Name: e.name, Inode: child})
