@@ -1,0 +1,215 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"runtime"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+)
+
+// Kind says what is wrong.
+type Kind string
+
+// The kinds of findings.
+const (
+	ObjectCorrupt  Kind = "object-corrupt"   // the content has another digest than the name
+	ObjectNoVerity Kind = "object-no-verity" // the repository requires fs-verity, and the object has none
+	ObjectOdd      Kind = "object-odd"       // a file in objects/ that is not an object
+	ObjectMissing  Kind = "object-missing"   // an image or stream refers to an object that is not there
+	LinkBroken     Kind = "link-broken"      // a name leads nowhere, or to the wrong place
+	ImageCorrupt   Kind = "image-corrupt"    // an image that cannot be read
+	StreamCorrupt  Kind = "stream-corrupt"   // a stream that cannot be read
+	Unreadable     Kind = "unreadable"       // the check itself failed for this file
+)
+
+// Finding is one thing that is wrong.
+type Finding struct {
+	Kind   Kind   `json:"kind"`
+	Path   string `json:"path"` // below the repository
+	Detail string `json:"detail"`
+}
+
+func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Path, f.Kind, f.Detail) }
+
+// FsckOptions says what is checked.
+type FsckOptions struct {
+	MetadataOnly bool                         // not the content of objects
+	Found        func(Finding)                // called for each finding as it is found, one at a time
+	Progress     func(objects, corrupted int) // called now and then
+	Lock         LockOptions
+}
+
+// FsckReport counts what was checked, and what was found wrong with it.
+type FsckReport struct {
+	Objects, ObjectsBad int
+	Streams, StreamsBad int
+	Images, ImagesBad   int
+	BrokenLinks         int
+	MissingObjects      int
+	Findings            []Finding
+}
+
+// OK reports whether nothing is wrong.
+func (r FsckReport) OK() bool { return len(r.Findings) == 0 }
+
+// Fsck checks the repository. An error means that the check could not be done, findings are in the report.
+func (r *Repo) Fsck(ctx context.Context, o FsckOptions) (FsckReport, error) {
+	release, err := r.LockShared(ctx, o.Lock)
+	if err != nil {
+		return FsckReport{}, err
+	}
+	defer release()
+	c := &checker{r: r, o: o, there: map[fsverity.Digest]bool{}}
+	if err := c.objects(ctx); err != nil {
+		return c.report, err
+	}
+	for _, kind := range []string{"images", "streams"} {
+		if err := c.links(ctx, kind); err != nil {
+			return c.report, err
+		}
+	}
+	return c.report, nil
+}
+
+type checker struct {
+	r      *Repo
+	o      FsckOptions
+	mu     sync.Mutex
+	report FsckReport
+	there  map[fsverity.Digest]bool // objects whose file is there
+}
+
+func (c *checker) found(k Kind, name, detail string, args ...any) {
+	f := Finding{k, name, fmt.Sprintf(detail, args...)}
+	c.report.Findings = append(c.report.Findings, f)
+	if c.o.Found != nil {
+		c.o.Found(f)
+	}
+}
+
+func (c *checker) objects(ctx context.Context) error {
+	work := make(chan fsverity.Digest, 64)
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for d := range work {
+				c.object(d)
+			}
+		})
+	}
+	err := c.r.eachObject(func(name string, d fsverity.Digest, _ *os.File) error {
+		if d.IsZero() {
+			c.mu.Lock()
+			c.found(ObjectOdd, name, "not an object of this repository: neither used nor removed")
+			c.mu.Unlock()
+			return nil
+		}
+		c.mu.Lock()
+		c.there[d] = true
+		c.report.Objects++
+		c.mu.Unlock()
+		if !c.o.MetadataOnly {
+			work <- d
+		}
+		return ctx.Err()
+	})
+	close(work)
+	workers.Wait()
+	return err
+}
+
+func (c *checker) object(d fsverity.Digest) {
+	f, err := c.r.openat("objects/"+d.ObjectPath(), unix.O_RDONLY|unix.O_NONBLOCK)
+	if err == nil {
+		err = c.r.Verify(f, d)
+		f.Close()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err != nil {
+		kind := Unreadable
+		switch {
+		case errors.Is(err, ErrNoVerity):
+			kind = ObjectNoVerity
+		case errors.Is(err, ErrCorrupt), errors.Is(err, unix.EIO):
+			kind = ObjectCorrupt
+		}
+		c.report.ObjectsBad++
+		c.found(kind, "objects/"+d.ObjectPath(), "%v", err)
+	}
+	if c.o.Progress != nil {
+		c.o.Progress(c.report.Objects, c.report.ObjectsBad)
+	}
+}
+
+// links checks the names of images or streams, what they lead to, and the refs.
+func (c *checker) links(ctx context.Context, kind string) error {
+	total, bad := &c.report.Images, &c.report.ImagesBad
+	corrupt := ImageCorrupt
+	if kind == "streams" {
+		total, bad, corrupt = &c.report.Streams, &c.report.StreamsBad, StreamCorrupt
+	}
+	names := map[string]bool{}
+	var refs [][2]string
+	broken := func(name, detail string, args ...any) {
+		c.report.BrokenLinks++
+		c.found(LinkBroken, name, detail, args...)
+	}
+	if err := c.r.walkLinks(kind, func(name, target string) {
+		if strings.HasPrefix(name, kind+"/refs/") {
+			refs = append(refs, [2]string{name, target})
+			return
+		}
+		names[path.Base(name)] = true
+		*total++
+		d, err := digestOfLink(target)
+		if err != nil || target != "../objects/"+d.ObjectPath() {
+			*bad++
+			broken(name, "leads to %q: want an object", target)
+			return
+		}
+		if kind == "images" && path.Base(name) != d.String() {
+			*bad++
+			broken(name, "leads to another image, %v", d)
+			return
+		}
+		if !c.there[d] {
+			*bad++
+			broken(name, "its object is not there")
+			return
+		}
+		objects, streams, err := c.r.references(name, d)
+		if err != nil {
+			*bad++
+			c.found(corrupt, name, "%v", err)
+			return
+		}
+		missing := 0
+		for _, o := range append(objects, streams...) {
+			if !c.there[o] {
+				missing++
+				c.report.MissingObjects++
+				c.found(ObjectMissing, name, "object %v is not there", o)
+			}
+		}
+		if missing > 0 {
+			*bad++
+		}
+	}, func(name string) { broken(name, "not a symbolic link") }); err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		if up := strings.Repeat("../", strings.Count(ref[0], "/")-1); ref[1] != up+path.Base(ref[1]) || !names[path.Base(ref[1])] {
+			broken(ref[0], "leads to %q, which is not there", ref[1])
+		}
+	}
+	return ctx.Err()
+}
