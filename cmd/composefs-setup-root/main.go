@@ -1,0 +1,200 @@
+// Command composefs-setup-root makes a composefs image the root of the running system. It is started in the initramfs when
+// the physical root file system has been mounted, and replaces it.
+//
+// It says what went wrong in the kernel log and on standard error, and ends with exit code 1; 2 for wrong options. It
+// never starts a shell, and an error leaves everything as it was. Package boot/setuproot is the work itself.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/composefs-boot/composefs-boot/boot/karg"
+	"github.com/composefs-boot/composefs-boot/boot/setuproot"
+)
+
+// version is set by the build.
+var version = "development"
+
+const usage = `composefs-setup-root makes a composefs image the root of the running system.
+
+Usage: composefs-setup-root [OPTIONS]
+
+Options:
+  --sysroot DIR   where the physical root is mounted [default: /sysroot]
+  --target DIR    where the new root goes [default: where the physical root was]
+  --config FILE   configuration [default: /usr/lib/composefs/setup-root-conf.toml]
+  --cmdline TEXT  kernel command line [default: that of the running kernel]
+  --root-fs DIR   use a directory instead of an image, unverified (for tests)
+  --dry-run       print the plan and change nothing
+  --verbose       print what each step took
+  --version       print the version
+  --help          print this
+
+Examples:
+  composefs-setup-root                      what the initramfs calls
+  composefs-setup-root --dry-run            what would be done with this command line on this kernel
+  composefs-setup-root --sysroot / --target /mnt --cmdline "composefs=?HEX"
+`
+
+type options struct {
+	sysroot, target, config, cmdline, rootFS string
+	hasCmdline, hasConfig                    bool
+	dryRun, verbose                          bool
+}
+
+func main() {
+	o, done, err := parse(os.Args[1:], os.Stdout)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "composefs-setup-root: %v (see --help)\n", err)
+		os.Exit(2)
+	}
+	if done {
+		return
+	}
+	if err := setup(o); err != nil {
+		report("<3>", err.Error())
+		os.Exit(1)
+	}
+}
+
+// parse reads the options. Done means that what they ask for has been printed.
+func parse(args []string, out io.Writer) (o options, done bool, err error) {
+	o = options{sysroot: "/sysroot", config: "/usr/lib/composefs/setup-root-conf.toml"}
+	for k := 0; k < len(args); k++ {
+		name, value, inline := strings.Cut(args[k], "=")
+		var text *string
+		switch name {
+		case "--sysroot":
+			text = &o.sysroot
+		case "--target":
+			text = &o.target
+		case "--config":
+			text, o.hasConfig = &o.config, true
+		case "--cmdline":
+			text, o.hasCmdline = &o.cmdline, true
+		case "--root-fs":
+			text = &o.rootFS
+		case "--dry-run":
+			o.dryRun = true
+		case "--verbose":
+			o.verbose = true
+		case "--version", "-V":
+			fmt.Fprintln(out, "composefs-setup-root", version)
+			return o, true, nil
+		case "--help", "-h":
+			fmt.Fprint(out, usage)
+			return o, true, nil
+		default:
+			return o, false, fmt.Errorf("unknown option %q", args[k])
+		}
+		switch {
+		case text == nil && inline:
+			return o, false, fmt.Errorf("%s takes no value", name)
+		case text == nil:
+		case inline:
+			*text = value
+		case k+1 == len(args):
+			return o, false, fmt.Errorf("%s needs a value", name)
+		default:
+			k++
+			*text = args[k]
+		}
+	}
+	if o.target == "" {
+		o.target = o.sysroot
+	}
+	return o, false, nil
+}
+
+func setup(o options) error {
+	start := time.Now()
+	w := setuproot.World{Config: setuproot.DefaultConfig, RootFS: o.rootFS, Sysroot: o.sysroot, Target: o.target}
+	text, err := os.ReadFile(o.config)
+	if err == nil {
+		w.Config, err = setuproot.ParseConfig(text)
+	} else if errors.Is(err, os.ErrNotExist) && !o.hasConfig {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.config, err)
+	}
+	if !o.hasCmdline {
+		line, err := os.ReadFile("/proc/cmdline")
+		if err != nil {
+			return err
+		}
+		o.cmdline = string(line)
+	}
+	if w.Choice, err = karg.Parse(o.cmdline); err != nil {
+		return err
+	}
+	for _, ignored := range w.Choice.Ignored {
+		warn(o, fmt.Sprintf("%.300s does not count: another argument of its kind stands before it", ignored))
+	}
+	if err := w.Look(); err != nil {
+		return err
+	}
+	looked := time.Since(start)
+	steps, err := w.Plan()
+	if err != nil {
+		return err
+	}
+	if o.dryRun {
+		fmt.Print(setuproot.Format(steps))
+		return nil
+	}
+	if o.target == "/sysroot" {
+		keepGPTRoot()
+	}
+	result, err := setuproot.Execute(steps)
+	for _, w := range result.Warnings {
+		warn(o, w)
+	}
+	if o.verbose {
+		fmt.Printf("%8d us  look at the command line, the disk and the kernel\n", looked.Microseconds())
+		for _, t := range result.Times {
+			fmt.Printf("%8d us  %v\n", t.Took.Microseconds(), t.Step)
+		}
+		fmt.Printf("%8d us  in all\n", time.Since(start).Microseconds())
+	}
+	return err
+}
+
+func warn(o options, text string) {
+	if o.dryRun {
+		fmt.Fprintln(os.Stderr, "composefs-setup-root:", text)
+		return
+	}
+	report("<4>", text)
+}
+
+// report writes a line to the kernel log, which the console shows, and to standard error.
+func report(level, text string) {
+	text = "composefs-setup-root: " + strings.ReplaceAll(text, "\n", "; ")
+	fmt.Fprintln(os.Stderr, text)
+	kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil {
+		return
+	}
+	defer kmsg.Close()
+	const longest = 900 // the kernel refuses records of more than about a thousand bytes
+	if len(text) > longest {
+		text = text[:longest]
+	}
+	fmt.Fprint(kmsg, level+text+"\n")
+}
+
+// keepGPTRoot tells systemd, which has found the physical root by its partition type, where it is: the new root is on no
+// block device from which systemd could find it out again (systemd issue 35017).
+func keepGPTRoot() {
+	device, err := os.Readlink("/dev/gpt-auto-root")
+	if err != nil {
+		return
+	}
+	os.Symlink("/dev/"+strings.TrimPrefix(device, "/dev/"), "/run/systemd/volatile-root")
+}
