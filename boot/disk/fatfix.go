@@ -63,7 +63,9 @@ type fatFixer struct {
 	stamp [4]byte // time and date
 }
 
-func (x *fatFixer) entry(n uint32) uint32 { return binary.LittleEndian.Uint32(x.fat[4*n:]) & 0x0fffffff }
+func (x *fatFixer) entry(n uint32) uint32 {
+	return binary.LittleEndian.Uint32(x.fat[4*n:]) & 0x0fffffff
+}
 
 // dir goes through a directory and those below it. What it reads was written a moment ago, by us: it is checked only so
 // far that a mistake of the library is an error and not an endless loop.

@@ -1,0 +1,84 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+)
+
+// newStage opens a file without a name. The directory of the image comes first: there is room for what is large, and it
+// may be on one file system with the repository, where a copy of an object costs nothing.
+func newStage(image string) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(image), ".composefs-boot-*")
+	if err != nil {
+		if f, err = os.CreateTemp("", "composefs-boot-*"); err != nil {
+			return nil, err
+		}
+	}
+	return f, os.Remove(f.Name())
+}
+
+// stage makes to what debugfs copies into the image for a regular file: the content, and for a file with fs-verity what
+// follows it there, see the package comment.
+func stage(ctx context.Context, to *os.File, n *node) error {
+	if err := to.Truncate(0); err != nil {
+		return err
+	}
+	from, err := n.open()
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	var copied io.Reader = io.TeeReader(from, io.NewOffsetWriter(to, 0))
+	if f, ok := from.(*os.File); ok && unix.IoctlFileClone(int(to.Fd()), int(f.Fd())) == nil {
+		copied = from
+	}
+	copied = &contextReader{ctx, io.LimitReader(copied, n.size+1)} // a file that grew must not fill the disk
+	if n.verity == 0 {
+		size, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, copied, make([]byte, 256<<10))
+		if err == nil && size != n.size {
+			err = fmt.Errorf("has another size than the planned %d bytes: it changed meanwhile", n.size)
+		}
+		return err
+	}
+	m, size, err := fsverity.MetadataOf(n.verity, copied)
+	switch {
+	case err != nil:
+		return err
+	case size != n.size:
+		return fmt.Errorf("has another size than the planned %d bytes: it changed meanwhile", n.size)
+	case !n.digest.IsZero() && m.Digest != n.digest:
+		return fmt.Errorf("damaged object: its content has the digest %v: delete it and import again", m.Digest)
+	}
+	at := roundUp(size, verityAlign)
+	if _, err := to.WriteAt(m.Tree, at); err != nil {
+		return err
+	}
+	at += int64(len(m.Tree))
+	if _, err := to.WriteAt(verityTail(m.Descriptor), at); err != nil {
+		return err
+	}
+	if at+blockSize != verityEnd(n) {
+		return fmt.Errorf("fs-verity metadata ends at %d, planned %d", at+blockSize, verityEnd(n))
+	}
+	return nil
+}
+
+// contextReader ends with the context's error once it is cancelled.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c *contextReader) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
