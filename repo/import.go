@@ -285,9 +285,24 @@ func (i *Import) putImage(write func(io.Writer) error, ref string) (fsverity.Dig
 	defer i.mu.Unlock()
 	i.names = append(i.names, name{"images/" + digest.String(), "../objects/" + digest.ObjectPath()})
 	if ref != "" {
-		i.names = append(i.names, name{"images/refs/" + ref, strings.Repeat("../", 1+strings.Count(ref, "/")) + digest.String()})
+		i.names = append(i.names, refName(digest, ref))
 	}
 	return digest, nil
+}
+
+// Name adds a ref for an image that this import or an earlier one has put.
+func (i *Import) Name(d fsverity.Digest, ref string) error {
+	if err := checkRef(ref); err != nil {
+		return err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.names = append(i.names, refName(d, ref))
+	return nil
+}
+
+func refName(d fsverity.Digest, ref string) name {
+	return name{"images/refs/" + ref, strings.Repeat("../", 1+strings.Count(ref, "/")) + d.String()}
 }
 
 // checkRef tells why a ref's name cannot be a path.

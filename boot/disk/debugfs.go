@@ -57,16 +57,20 @@ type debugfs struct {
 	failed error         // what it complained about first; to be read after ended
 }
 
-// startDebugfs starts debugfs on the root file system in out. It finds the files at /dev/fd/4, /dev/fd/5, ...
-func (p *Plan) startDebugfs(ctx context.Context, out *os.File, files ...*os.File) (*debugfs, error) {
+// stageName is the path at which debugfs finds a stage.
+func stageName(k int) string { return fmt.Sprintf("/dev/fd/%d", 4+k) }
+
+// startDebugfs starts debugfs on the root file system in out. There must not be more writes that were not waited for than
+// there are stages.
+func (p *Plan) startDebugfs(ctx context.Context, out *os.File, stages []*os.File) (*debugfs, error) {
 	tool, err := findTool("debugfs")
 	if err != nil {
 		return nil, err
 	}
-	d := &debugfs{copied: make(chan struct{}, 1), ended: make(chan struct{})}
+	d := &debugfs{copied: make(chan struct{}, len(stages)), ended: make(chan struct{})}
 	d.cmd = exec.CommandContext(ctx, tool, "-w", "-f", "-", fmt.Sprintf("/dev/fd/3?offset=%d", p.Root.Offset))
 	d.cmd.Env = p.toolEnv()
-	d.cmd.ExtraFiles = append([]*os.File{out}, files...)
+	d.cmd.ExtraFiles = append([]*os.File{out}, stages...)
 	commands, in, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -169,11 +173,7 @@ func (d *debugfs) close() error {
 	if err := d.in.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return err
 	}
-	select {
-	case <-d.ended:
-	case <-d.copied: // after an error of the caller nobody waits for these
-		<-d.ended
-	}
+	<-d.ended
 	err := d.cmd.Wait()
 	if d.failed != nil {
 		return d.failed

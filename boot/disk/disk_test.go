@@ -2,6 +2,7 @@ package disk_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -61,6 +62,11 @@ func write(t *testing.T, l disk.Layout) (string, *disk.Plan) {
 		t.Fatal(err)
 	}
 	return out.Name(), p
+}
+
+// writeAll is what a program does: it plans and writes.
+func writeAll(out *os.File, l disk.Layout) error {
+	return disk.Write(context.Background(), out, l)
 }
 
 // run runs a tool that must succeed and returns what it prints.

@@ -18,8 +18,7 @@ func (p *Plan) writeRoot(ctx context.Context, out *os.File, done func(int64)) (e
 	if err := p.mke2fs(ctx, out); err != nil {
 		return err
 	}
-	// Two: one is filled while debugfs reads the other.
-	var stages [2]*os.File
+	stages := make([]*os.File, stageCount)
 	for k := range stages {
 		f, err := newStage(out.Name())
 		if err != nil {
@@ -28,7 +27,7 @@ func (p *Plan) writeRoot(ctx context.Context, out *os.File, done func(int64)) (e
 		defer f.Close()
 		stages[k] = f
 	}
-	d, err := p.startDebugfs(ctx, out, stages[:]...)
+	d, err := p.startDebugfs(ctx, out, stages)
 	if err != nil {
 		return err
 	}
@@ -43,13 +42,16 @@ func (p *Plan) writeRoot(ctx context.Context, out *os.File, done func(int64)) (e
 	return err
 }
 
+// stageCount is how many files may be on their way to debugfs, so that it copies small ones while a large one is hashed.
+const stageCount = 16
+
 // filler puts the nodes of a plan into the empty file system.
 type filler struct {
 	*debugfs
 	plan    *Plan
-	stages  [2]*os.File
-	next    int   // the stage to be filled
-	pending *node // that debugfs copies from the other stage
+	stages  []*os.File
+	written int     // number of files that debugfs was told to write
+	pending []*node // those that it may not have copied yet, at most one for every stage
 	done    func(int64)
 }
 
@@ -59,7 +61,7 @@ func (f *filler) fill(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", n.path, err)
 		}
 	}
-	return f.finishPending()
+	return f.finishPending(0)
 }
 
 func (f *filler) put(ctx context.Context, n *node) error {
@@ -68,16 +70,18 @@ func (f *filler) put(ctx context.Context, n *node) error {
 	}
 	switch n.typ() {
 	case fstree.TypeRegular:
-		if err := stage(ctx, f.stages[f.next], n); err != nil {
+		k := f.written % len(f.stages)
+		if err := f.finishPending(len(f.stages) - 1); err != nil {
 			return err
 		}
-		if err := f.finishPending(); err != nil {
+		if err := stage(ctx, f.stages[k], n); err != nil {
 			return err
 		}
-		if err := f.do("write", fmt.Sprintf("/dev/fd/%d", 4+f.next), n.path); err != nil {
+		if err := f.do("write", stageName(k), n.path); err != nil {
 			return err
 		}
-		f.pending, f.next = n, 1-f.next
+		f.pending = append(f.pending, n)
+		f.written++
 	case fstree.TypeDir:
 		// mke2fs makes these two.
 		if n.path != "/" && n.path != "/lost+found" {
@@ -107,29 +111,40 @@ func (f *filler) put(ctx context.Context, n *node) error {
 	if err := f.metadata(n); err != nil {
 		return err
 	}
-	return f.out.Flush()
-}
-
-// finishPending waits until debugfs has copied the file that it was told to.
-func (f *filler) finishPending() error {
-	if f.pending == nil {
-		return nil
+	if f.written%8 == 0 {
+		return f.out.Flush()
 	}
-	if err := f.wait(); err != nil {
-		return err
-	}
-	f.done(f.pending.size)
-	f.pending = nil
 	return nil
 }
 
-// metadata sets what a file has apart from its content. debugfs makes files with the caller's identity and permissions of
-// its own choice, so all of them are set.
+// finishPending waits until debugfs has no more than this number of files to copy.
+func (f *filler) finishPending(atMost int) error {
+	for len(f.pending) > atMost {
+		if err := f.out.Flush(); err != nil {
+			return f.died(err)
+		}
+		if err := f.wait(); err != nil {
+			return err
+		}
+		f.done(f.pending[0].size)
+		f.pending = f.pending[1:]
+	}
+	return nil
+}
+
+// metadata sets what a file has apart from its content, as far as it differs from what debugfs gives to new files: they
+// belong to root, whoever runs it, have the layout's time and these permissions.
 func (f *filler) metadata(n *node) error {
-	fields := [][2]string{
-		{"mode", fmt.Sprintf("0%o", n.mode)},
-		{"uid", fmt.Sprint(n.uid)},
-		{"gid", fmt.Sprint(n.gid)},
+	created := map[uint32]uint32{fstree.TypeRegular: stagePerm, fstree.TypeDir: 0o755, fstree.TypeSymlink: 0o777}
+	var fields [][2]string
+	if perm, ok := created[n.typ()]; !ok || n.mode != n.typ()|perm || n.path == "/lost+found" {
+		fields = append(fields, [2]string{"mode", fmt.Sprintf("0%o", n.mode)})
+	}
+	if n.uid != 0 {
+		fields = append(fields, [2]string{"uid", fmt.Sprint(n.uid)})
+	}
+	if n.gid != 0 {
+		fields = append(fields, [2]string{"gid", fmt.Sprint(n.gid)})
 	}
 	if n.mtime.Sec != f.plan.layout.Time.Unix() || n.mtime.Nsec != 0 {
 		// In the extra field the nanoseconds are above the two bits that continue the seconds.

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,9 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
+// stagePerm are the permissions of a stage. debugfs gives them to what it copies.
+const stagePerm = 0o644
+
 // newStage opens a file without a name. The directory of the image comes first: there is room for what is large, and it
 // may be on one file system with the repository, where a copy of an object costs nothing.
 func newStage(image string) (*os.File, error) {
@@ -21,7 +25,7 @@ func newStage(image string) (*os.File, error) {
 			return nil, err
 		}
 	}
-	return f, os.Remove(f.Name())
+	return f, errors.Join(os.Remove(f.Name()), f.Chmod(stagePerm))
 }
 
 // stage makes to what debugfs copies into the image for a regular file: the content, and for a file with fs-verity what
