@@ -21,8 +21,13 @@ func (w *World) Look() error {
 	var image *os.File
 	w.There = make([]bool, len(w.Choice.Images))
 	if w.RootFS == "" {
+		repository, err := openBeneath(sysroot, "composefs", unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return fmt.Errorf("no repository in the physical root: %w", err)
+		}
+		defer repository.Close()
 		for k, i := range w.Choice.Images {
-			f, err := openImage(sysroot, i.Digest)
+			f, err := openImage(repository, i.Digest)
 			if errors.Is(err, unix.ENOENT) {
 				continue
 			}

@@ -18,6 +18,7 @@ package setuproot
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/composefs-boot/composefs-boot/boot/karg"
@@ -98,8 +99,8 @@ func (w World) Plan() ([]Step, error) {
 	}
 	steps = append(steps, stepSysroot{w.Sysroot})
 	if w.RootFS == "" {
-		steps = append(steps, stepOpen{image}, stepMeasure{image},
-			stepErofs{w.Abilities.FileErofs}, stepOverlay{image, w.Abilities.LayerFD})
+		steps = append(steps, stepRepository{}, stepOpen{image}, stepMeasure{image},
+			stepErofs{w.Abilities.FileErofs}, stepOverlay{image: image, fd: w.Abilities.LayerFD})
 	}
 	if w.Config.TransientRoot {
 		steps = append(steps, stepMemory{".", w.Abilities.LayerFD})
@@ -136,6 +137,36 @@ func (a Abilities) enough(image karg.Image) error {
 		return nil
 	}
 	return refuse("this kernel%s lacks %s: boot a newer one, 6.12 or later is best", a.Explanation, lacks)
+}
+
+// MountOptions says how Mount mounts an image.
+type MountOptions struct {
+	Upper, Work string // directories for what is changed; "" for none
+	Writable    bool
+}
+
+// PlanMount is the plan for mounting an image of a repository anywhere, as composefs-boot mount does.
+func PlanMount(repository string, image karg.Image, target string, o MountOptions) ([]Step, error) {
+	dir, err := os.Open(repository)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	f, err := openImage(dir, image.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	a := Probe(f)
+	if err := a.enough(image); err != nil {
+		return nil, err
+	}
+	var steps []Step
+	if !a.FloatTrees {
+		steps = append(steps, stepPrivate{target})
+	}
+	return append(steps, stepRepository{repository}, stepOpen{image}, stepMeasure{image}, stepErofs{a.FileErofs},
+		stepOverlay{image, a.LayerFD, o.Upper, o.Work, o.Writable}, stepAttach{"", target}), nil
 }
 
 // Format returns the plan as text, a step a line.

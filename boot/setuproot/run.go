@@ -15,13 +15,14 @@ import (
 
 // run is a plan that is being executed.
 type run struct {
-	sysroot *os.File // the physical root
-	image   *os.File
-	erofs   *os.File // the image, mounted
-	lower   *os.File // the image's root, to which transient changes are not made
-	root    *os.File // the new root, as far as it has come; lower, if the root is not transient
-	place   string   // where mounts are attached in the private namespace, "" if there is none
-	outside *os.File // the namespace that everybody else is in
+	sysroot    *os.File // the physical root
+	repository *os.File
+	image      *os.File
+	erofs      *os.File // the image, mounted
+	lower      *os.File // the image's root, to which transient changes are not made
+	root       *os.File // the new root, as far as it has come; lower, if the root is not transient
+	place      string   // where mounts are attached in the private namespace, "" if there is none
+	outside    *os.File // the namespace that everybody else is in
 
 	warnings []string
 }
@@ -63,7 +64,7 @@ func Execute(steps []Step) (Result, error) {
 }
 
 func (r *run) close() {
-	for _, f := range []*os.File{r.sysroot, r.image, r.erofs, r.lower, r.root, r.outside} {
+	for _, f := range []*os.File{r.sysroot, r.repository, r.image, r.erofs, r.lower, r.root, r.outside} {
 		if f != nil {
 			f.Close()
 		}

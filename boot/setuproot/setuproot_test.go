@@ -99,10 +99,11 @@ func TestPlan(t *testing.T) {
 		want string
 	}{
 		"newest kernel": {world(t, "composefs.digest=v1-sha512-12:"+strong, newest, true), `open the physical root at /sysroot
-open image composefs/images/STRONG
+open the repository composefs in it
+open image STRONG
 measure it: sha512 must be its fs-verity digest
 mount erofs from the file
-mount overlay: the image over composefs/objects, verity=require, layers as descriptors
+mount overlay: the image over objects, verity=require, layers as descriptors
 make /etc writable in state/deploy/STRONG/etc, layers as descriptors
 mount state/deploy/STRONG/var at /var
 mount the physical root at /sysroot
@@ -110,10 +111,11 @@ replace /sysroot by the new root
 `},
 		"6.12, transient, unverified": {transient, `work in a private mount namespace
 open the physical root at /sysroot
-open image composefs/images/WEAK
+open the repository composefs in it
+open image WEAK
 do not require fs-verity, as "?" in the argument asks for
 mount erofs from the file
-mount overlay: the image over composefs/objects, without verity, layers as paths
+mount overlay: the image over objects, without verity, layers as paths
 make / writable in memory, layers as paths
 make /etc writable in memory, layers as paths
 mount the physical root at /sysroot
@@ -127,10 +129,11 @@ mount the physical root at /sysroot
 replace /sysroot by the new root
 `},
 		"loop device": {noFile, `open the physical root at /sysroot
-open image composefs/images/WEAK
+open the repository composefs in it
+open image WEAK
 measure it: sha256 must be its fs-verity digest
 mount erofs through a loop device
-mount overlay: the image over composefs/objects, verity=require, layers as descriptors
+mount overlay: the image over objects, verity=require, layers as descriptors
 mount state/deploy/WEAK/etc at /etc
 make /var writable in state/deploy/WEAK/var, layers as descriptors
 mount the physical root at /sysroot
@@ -155,12 +158,12 @@ func TestChoice(t *testing.T) {
 		there   []bool
 		want    string // part of the plan, or of the refusal
 	}{
-		{v1 + " composefs=" + strings.Repeat("c", 128), []bool{false, true}, "images/" + strings.Repeat("c", 128)},
-		{v1 + " composefs=" + weak, []bool{true, true}, "images/STRONG"},
+		{v1 + " composefs=" + strings.Repeat("c", 128), []bool{false, true}, "open image " + strings.Repeat("c", 128)},
+		{v1 + " composefs=" + weak, []bool{true, true}, "open image STRONG"},
 		{v1 + " composefs=" + weak, []bool{false, true}, "STRONG is missing on the disk, and composefs=WEAK is weaker"},
 		{v1 + " composefs=?" + weak, []bool{false, true}, "is weaker"},
 		{"composefs=?" + weak + " " + v1, []bool{false, true}, "is weaker"}, // the choice has v1 first
-		{"composefs=?" + weak + " " + v1, []bool{true, true}, "images/STRONG"},
+		{"composefs=?" + weak + " " + v1, []bool{true, true}, "open image STRONG"},
 		{v1, []bool{false}, "STRONG is missing on the disk"},
 		{v1 + " composefs=" + weak, []bool{false, false}, "STRONG is missing on the disk"},
 	} {
@@ -399,7 +402,7 @@ func TestRefusals(t *testing.T) {
 		"images is a symlink": {func(m machine, state string) error {
 			images := filepath.Join(m.sysroot, "composefs/images")
 			return errors.Join(os.Rename(images, images+"2"), os.Symlink("images2", images))
-		}, "composefs/images: a symbolic link"},
+		}, "images: a symbolic link"},
 		"objects is a symlink": {func(m machine, state string) error {
 			objects := filepath.Join(m.sysroot, "composefs/objects")
 			return errors.Join(os.Rename(objects, objects+"2"), os.Symlink("objects2", objects))

@@ -1,6 +1,7 @@
 package setuproot
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +22,9 @@ type stepPrivate struct{ place string }
 // stepSysroot opens the physical root.
 type stepSysroot struct{ path string }
 
+// stepRepository opens the repository: composefs in the physical root, or any other.
+type stepRepository struct{ path string }
+
 // stepBindRoot takes a directory as the root, without any verification.
 type stepBindRoot struct{ path string }
 
@@ -35,8 +39,10 @@ type stepErofs struct{ file bool }
 
 // stepOverlay mounts the image together with the objects.
 type stepOverlay struct {
-	image karg.Image
-	fd    bool
+	image       karg.Image
+	fd          bool
+	upper, work string // for a mount that is writable in these directories
+	writable    bool
 }
 
 // stepMemory makes a directory writable, in memory.
@@ -64,11 +70,14 @@ type stepPhysical struct{}
 // stepAttach makes the new root visible.
 type stepAttach struct{ sysroot, target string }
 
-func (s stepPrivate) String() string  { return "work in a private mount namespace" }
-func (s stepSysroot) String() string  { return "open the physical root at " + s.path }
+func (s stepPrivate) String() string { return "work in a private mount namespace" }
+func (s stepSysroot) String() string { return "open the physical root at " + s.path }
+func (s stepRepository) String() string {
+	return "open the repository " + cmp.Or(s.path, "composefs in it")
+}
 func (s stepBindRoot) String() string { return "take " + s.path + " as the root, unverified" }
 func (s stepOpen) String() string {
-	return fmt.Sprintf("open image composefs/images/%v", s.image.Digest)
+	return fmt.Sprintf("open image %v", s.image.Digest)
 }
 func (s stepMeasure) String() string {
 	if s.image.Insecure {
@@ -87,7 +96,7 @@ func (s stepOverlay) String() string {
 	if s.image.Insecure {
 		verity = "without verity"
 	}
-	return fmt.Sprintf("mount overlay: the image over composefs/objects, %s, layers as %s", verity, layers(s.fd))
+	return fmt.Sprintf("mount overlay: the image over objects, %s, layers as %s", verity, layers(s.fd))
 }
 func (s stepMemory) String() string {
 	return fmt.Sprintf("make /%s writable in memory, layers as %s", strings.TrimPrefix(s.dir, "."), layers(s.fd))
@@ -126,6 +135,15 @@ func (s stepSysroot) do(r *run) (err error) {
 	return err
 }
 
+func (s stepRepository) do(r *run) (err error) {
+	if s.path != "" {
+		r.repository, err = os.OpenFile(s.path, unix.O_PATH|unix.O_DIRECTORY, 0)
+		return err
+	}
+	r.repository, err = openBeneath(r.sysroot, "composefs", unix.O_PATH|unix.O_DIRECTORY)
+	return err
+}
+
 func (s stepBindRoot) do(r *run) error {
 	root, err := cloneTree(unix.AT_FDCWD, s.path, 0)
 	if err != nil {
@@ -135,23 +153,23 @@ func (s stepBindRoot) do(r *run) error {
 }
 
 func (s stepOpen) do(r *run) (err error) {
-	r.image, err = openImage(r.sysroot, s.image.Digest)
+	r.image, err = openImage(r.repository, s.image.Digest)
 	return err
 }
 
-// openImage opens an image by its digest.
-func openImage(sysroot *os.File, d fsverity.Digest) (*os.File, error) {
+// openImage opens an image of the repository by its digest.
+func openImage(repository *os.File, d fsverity.Digest) (*os.File, error) {
 	// That the name is there says that the image was finished. Where it leads is not followed.
-	images, err := openBeneath(sysroot, "composefs/images", unix.O_PATH|unix.O_DIRECTORY)
+	images, err := openBeneath(repository, "images", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return nil, err
 	}
 	defer images.Close()
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(images.Fd()), d.String(), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: "composefs/images/" + d.String(), Err: err}
+		return nil, &os.PathError{Op: "stat", Path: "images/" + d.String(), Err: err}
 	}
-	return openBeneath(sysroot, "composefs/objects/"+d.ObjectPath(), unix.O_RDONLY)
+	return openBeneath(repository, "objects/"+d.ObjectPath(), unix.O_RDONLY)
 }
 
 func (s stepMeasure) do(r *run) error {
@@ -199,7 +217,7 @@ func (s stepErofs) do(r *run) error {
 }
 
 func (s stepOverlay) do(r *run) error {
-	objects, err := openBeneath(r.sysroot, "composefs/objects", unix.O_PATH|unix.O_DIRECTORY)
+	objects, err := openBeneath(r.repository, "objects", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -217,7 +235,22 @@ func (s stepOverlay) do(r *run) error {
 	}
 	fs.layer("lowerdir+", r.erofs, s.fd)
 	fs.layer("datadir+", objects, s.fd)
-	root, err := fs.mount(unix.MOUNT_ATTR_RDONLY)
+	for key, path := range map[string]string{"upperdir": s.upper, "workdir": s.work} {
+		if path == "" {
+			continue
+		}
+		dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		fs.layer(key, dir, s.fd)
+	}
+	attributes := unix.MOUNT_ATTR_RDONLY
+	if s.writable {
+		attributes = 0
+	}
+	root, err := fs.mount(attributes)
 	if err != nil {
 		return err
 	}
@@ -351,7 +384,7 @@ func (s stepAttach) do(r *run) error {
 			return err
 		}
 	}
-	if s.sysroot != s.target {
+	if s.sysroot != s.target || s.sysroot == "" {
 		return moveMountPath(tree, s.target)
 	}
 	old, err := cloneTree(unix.AT_FDCWD, s.sysroot, unix.AT_RECURSIVE)
