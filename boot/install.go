@@ -21,7 +21,7 @@ import (
 
 // System is an operating system that is ready to be installed: its image is made, and its files can be opened.
 type System struct {
-	Tree      *fstree.Tree // before the boot transform: with its kernels and what /var begins with
+	Tree      *fstree.Tree // as Transform left it; Resources were found before that
 	Open      fstree.Open
 	Digest    fsverity.Digest
 	Format    erofs.Format

@@ -1,0 +1,433 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/composefs-boot/composefs-boot/boot"
+	"github.com/composefs-boot/composefs-boot/boot/disk"
+	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/scan"
+)
+
+// installFlags are those of install.
+type installFlags struct {
+	disk, root, esp   string
+	work              string
+	arguments         []string
+	rootArgument      string
+	insecure, dry     bool
+	seed              string
+	size, espSize     int64 // bytes
+	espFree, rootFree int64
+	arch              string
+}
+
+// installResult is what install prints as JSON.
+type installResult struct {
+	DryRun  bool          `json:"dry_run"`
+	Digest  string        `json:"digest"`
+	Karg    string        `json:"karg"`
+	Options string        `json:"kernel_command_line"`
+	State   string        `json:"state"`
+	ESP     []installFile `json:"esp"`
+	ESPSize int64         `json:"esp_bytes"`
+	Disk    *diskResult   `json:"disk,omitempty"`
+}
+
+type installFile struct {
+	Path string `json:"path"`
+	Size int64  `json:"size"`
+}
+
+type diskResult struct {
+	Path string     `json:"path"`
+	Size int64      `json:"size"`
+	ESP  diskRegion `json:"esp"`
+	Root diskRegion `json:"root"`
+}
+
+type diskRegion struct {
+	Offset int64 `json:"offset"`
+	Size   int64 `json:"size"`
+	Free   int64 `json:"free"`
+}
+
+func (a *app) installCommand() *cobra.Command {
+	f := installFlags{arch: runtime.GOARCH}
+	c := &cobra.Command{
+		Use:   "install SOURCE (--disk FILE | --root DIR [--esp DIR])",
+		Short: "Install an operating system",
+		Long: `Install the operating system in the directory SOURCE.
+
+With --disk a bootable disk image is made: an EFI system partition with systemd-boot, kernel, initramfs and boot entry, and
+an ext4 root with the repository, on which every object has fs-verity enabled. No root is needed, and the same input gives
+the same bytes: SOURCE_DATE_EPOCH and --seed decide what else could differ.
+
+With --root the system is installed onto file systems that are mounted: the repository and the state below DIR, what the
+firmware reads below the --esp directory. What is there already stays, and its space is planned before the first byte.
+
+The tree needs a kernel at usr/lib/modules/VERSION/vmlinuz, with the initramfs beside it as initramfs.img and
+composefs-setup-root in that, and systemd-boot at usr/lib/systemd/boot/efi.`,
+		Example: `  composefs-boot install ./tree --disk disk.img
+  composefs-boot install ./tree --disk disk.img --karg console=ttyS0 --esp-free 268435456 --dry-run
+  composefs-boot install ./tree --root /mnt --esp /mnt/efi --root-arg root=UUID=...`,
+		Args: exactly(1),
+		RunE: func(c *cobra.Command, args []string) error { return a.install(c.Context(), args[0], f) },
+	}
+	flags := c.Flags()
+	flags.StringVar(&f.disk, "disk", "", "make the disk image `FILE`")
+	flags.StringVar(&f.root, "root", "", "install below the mounted physical root `DIR`")
+	flags.StringVar(&f.esp, "esp", "", "the mounted EFI system partition `DIR`")
+	flags.StringVar(&f.work, "workdir", "", "make temporary files in `DIR` [default: where the disk image is]")
+	flags.StringArrayVar(&f.arguments, "karg", nil, "a kernel argument to add, `TEXT`")
+	flags.StringVar(&f.rootArgument, "root-arg", "", "how the initramfs finds the physical root, `TEXT` [default: root=UUID= of the file system]")
+	flags.BoolVar(&f.insecure, "insecure", false, "boot without verification (\"?\" in the kernel argument)")
+	flags.BoolVarP(&f.dry, "dry-run", "n", false, "print the plan with all sizes, and change nothing")
+	flags.StringVar(&f.seed, "seed", "", "`TEXT` that the disk's identifiers are made of [default: the image's digest]")
+	flags.Int64Var(&f.size, "size", 0, "size of the disk in `BYTES` [default: as small as fits]")
+	flags.Int64Var(&f.espSize, "esp-size", 0, "size of the EFI system partition in `BYTES` [default: as small as fits]")
+	flags.Int64Var(&f.espFree, "esp-free", 64<<20, "`BYTES` to keep free on the EFI system partition, for upgrades")
+	flags.Int64Var(&f.rootFree, "root-free", 256<<20, "`BYTES` to keep free on the root, for state and upgrades")
+	flags.StringVar(&f.arch, "arch", f.arch, "`ARCHITECTURE` of the system: amd64, arm64 or riscv64")
+	return c
+}
+
+func (a *app) install(ctx context.Context, source string, f installFlags) error {
+	switch {
+	case (f.disk == "") == (f.root == ""):
+		return usageError{errors.New("say where to: either --disk FILE or --root DIR")}
+	case f.disk != "" && f.esp != "":
+		return usageError{errors.New("--esp goes with --root: a disk image has its own EFI system partition")}
+	case f.disk != "":
+		return a.installDisk(ctx, source, f)
+	}
+	return a.installRoot(ctx, source, f)
+}
+
+// makeSystem reads the source into the repository and makes its image. Commit is left to the caller.
+func (a *app) makeSystem(ctx context.Context, source string, r *repo.Repo, i *repo.Import) (boot.System, *fstree.Tree, error) {
+	s := boot.System{Open: func(_ string, inode *fstree.Inode) (io.ReadCloser, error) {
+		o, ok := inode.Content.(*fstree.Object)
+		if !ok {
+			return nil, errors.New("not an object")
+		}
+		return r.OpenObject(o.Digest)
+	}}
+	fromSource := scan.Files(source)
+	tree, err := a.read(ctx, source, i, treeFlags{xattrs: fstree.XattrsAllowlist.String()})
+	if err != nil {
+		return s, nil, err
+	}
+	if s.Resources, err = boot.FindResources(tree, fromSource); err != nil {
+		return s, nil, fmt.Errorf("%s: %w", source, err)
+	}
+	if s.Release, err = boot.ReadOSRelease(tree, fromSource); err != nil {
+		return s, nil, fmt.Errorf("%s: %w", source, err)
+	}
+	// The transform replaces directories' entries and labels inodes; what /var begins with is taken from the result, so
+	// that it is labelled, and the kernels are found before.
+	if err := bootable(tree, fromSource, source, treeFlags{bootable: true}); err != nil {
+		return s, nil, err
+	}
+	s.Tree = tree
+	if s.Format, err = a.erofsFormat(r); err != nil {
+		return s, nil, usageError{err}
+	}
+	s.Format = effective(tree, s.Format)
+	if s.Digest, err = i.PutImage(tree, s.Format, ""); err != nil {
+		return s, nil, err
+	}
+	return s, tree, i.Name(s.Digest, "deploy/"+s.Digest.String())
+}
+
+func (a *app) installDisk(ctx context.Context, source string, f installFlags) (err error) {
+	alg, err := a.algorithm(nil)
+	if err != nil {
+		return usageError{err}
+	}
+	format, err := a.erofsFormat(nil)
+	if err != nil {
+		return usageError{err}
+	}
+	work := f.work
+	if work == "" {
+		work = filepath.Dir(f.disk)
+	}
+	staging, err := os.MkdirTemp(work, ".composefs-install-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(staging)
+	repository := filepath.Join(staging, "composefs")
+	// The build machine's file system may be without fs-verity; the disk's root gets it in any case.
+	if _, err := repo.Init(repository, repo.Config{Algorithm: alg, Format: format, Insecure: true}); err != nil {
+		return err
+	}
+	r, err := repo.Open(repository, repo.Options{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	i, err := r.Begin(ctx, a.lock())
+	if err != nil {
+		return err
+	}
+	defer i.Abort()
+	s, tree, err := a.makeSystem(ctx, source, r, i)
+	if err != nil {
+		return err
+	}
+	if err := i.Commit(); err != nil {
+		return err
+	}
+	seed := []byte(f.seed)
+	if f.seed == "" {
+		seed = s.Digest.Bytes()
+	}
+	d := boot.Deployment{RootArgument: f.rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch}
+	if d.RootArgument == "" {
+		d.RootArgument = "root=UUID=" + disk.ID(seed, disk.RootFilesystem)
+	}
+	plan, err := boot.PlanInstall(s, d)
+	if err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	state, err := plan.StateTree()
+	if err != nil {
+		return err
+	}
+	when, err := sourceDate(tree)
+	if err != nil {
+		return err
+	}
+	var done, total atomic.Int64
+	layout := disk.Layout{
+		Size: f.size, Arch: f.arch, Seed: seed, Time: when,
+		ESP:  disk.ESP{Size: f.espSize, Free: f.espFree, Files: plan.ESPFiles()},
+		Root: disk.Root{Dir: staging, Overlay: state, Open: s.Open, Free: f.rootFree},
+		Progress: func(d, t int64) {
+			done.Store(d)
+			total.Store(t)
+		},
+	}
+	diskPlan, err := layout.Plan()
+	if err != nil {
+		return err
+	}
+	result := newInstallResult(s, plan, f)
+	result.Disk = &diskResult{f.disk, diskPlan.Size, region(diskPlan.ESP), region(diskPlan.Root)}
+	if !f.dry {
+		p := a.startProgress(func() progressEvent {
+			return progressEvent{What: "writing " + f.disk, Bytes: done.Load(), Total: total.Load()}
+		})
+		err = writeDisk(ctx, diskPlan, f.disk)
+		p.end()
+		if err != nil {
+			return err
+		}
+	}
+	return a.printInstall(result)
+}
+
+// writeDisk writes the image under another name first: what is at the path is a whole disk, or what was there before.
+func writeDisk(ctx context.Context, plan *disk.Plan, path string) error {
+	out, err := os.CreateTemp(filepath.Dir(path), ".composefs-disk-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(out.Name())
+	err = plan.Write(ctx, out)
+	if err == nil {
+		err = out.Chmod(0o644)
+	}
+	if err = errors.Join(err, out.Close()); err != nil {
+		return err
+	}
+	return os.Rename(out.Name(), path)
+}
+
+func region(p disk.Partition) diskRegion { return diskRegion{p.Offset, p.Size, p.Free} }
+
+// sourceDate is the time of everything that has none: SOURCE_DATE_EPOCH, or else that of the tree's /usr.
+func sourceDate(tree *fstree.Tree) (time.Time, error) {
+	text := os.Getenv("SOURCE_DATE_EPOCH")
+	if text == "" {
+		return time.Unix(tree.Root.Mtime.Sec, 0), nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH=%q: want seconds since 1970", text)
+	}
+	return time.Unix(n, 0), nil
+}
+
+func (a *app) installRoot(ctx context.Context, source string, f installFlags) error {
+	path := filepath.Join(f.root, "composefs")
+	if f.dry {
+		return a.planRoot(ctx, source, f)
+	}
+	alg, err := a.algorithm(nil)
+	if err != nil {
+		return usageError{err}
+	}
+	format, err := a.erofsFormat(nil)
+	if err != nil {
+		return usageError{err}
+	}
+	if _, err := os.Stat(filepath.Join(path, "meta.json")); errors.Is(err, os.ErrNotExist) {
+		if _, err := repo.Init(path, repo.Config{Algorithm: alg, Format: format, Insecure: f.insecure}); err != nil {
+			return err
+		}
+	}
+	r, err := repo.Open(path, repo.Options{RequireVerity: !f.insecure})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	i, err := r.Begin(ctx, a.lock())
+	if err != nil {
+		return err
+	}
+	defer i.Abort()
+	s, _, err := a.makeSystem(ctx, source, r, i)
+	if err != nil {
+		return err
+	}
+	plan, err := f.planFor(s)
+	if err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	if f.esp != "" {
+		// Before anything becomes visible.
+		if need, free, err := plan.NeedsSpace(f.esp); err != nil {
+			return err
+		} else if need > free {
+			return fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, or use a larger partition", f.esp, need, free)
+		}
+	}
+	if err := i.Commit(); err != nil {
+		return err
+	}
+	if err := plan.WriteState(f.root, s.Open); err != nil {
+		return err
+	}
+	if f.esp != "" {
+		if err := plan.WriteESP(f.esp); err != nil {
+			return err
+		}
+	}
+	return a.printInstall(newInstallResult(s, plan, f))
+}
+
+// planRoot is the dry run of installRoot: nothing is stored, and nothing below the root is touched.
+func (a *app) planRoot(ctx context.Context, source string, f installFlags) error {
+	alg, err := a.algorithm(nil)
+	if err != nil {
+		return usageError{err}
+	}
+	s := boot.System{Open: scan.Files(source)}
+	if s.Tree, err = a.read(ctx, source, scan.Digests(alg), treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
+		return err
+	}
+	if s.Resources, err = boot.FindResources(s.Tree, s.Open); err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	if s.Release, err = boot.ReadOSRelease(s.Tree, s.Open); err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	if err := bootable(s.Tree, s.Open, source, treeFlags{bootable: true}); err != nil {
+		return err
+	}
+	if s.Format, err = a.erofsFormat(nil); err != nil {
+		return usageError{err}
+	}
+	s.Format = effective(s.Tree, s.Format)
+	if s.Digest, err = imageDigest(s.Tree, s.Format, alg); err != nil {
+		return err
+	}
+	plan, err := f.planFor(s)
+	if err != nil {
+		return fmt.Errorf("%s: %w", source, err)
+	}
+	if f.esp != "" {
+		if need, free, err := plan.NeedsSpace(f.esp); err != nil {
+			return err
+		} else if need > free {
+			return fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, or use a larger partition", f.esp, need, free)
+		}
+	}
+	return a.printInstall(newInstallResult(s, plan, f))
+}
+
+// planFor plans an install below a mounted root.
+func (f installFlags) planFor(s boot.System) (boot.Plan, error) {
+	d := boot.Deployment{RootArgument: f.rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch}
+	if d.RootArgument == "" {
+		uuid, err := filesystemUUID(f.root)
+		if err != nil {
+			return boot.Plan{}, err
+		}
+		d.RootArgument = "root=UUID=" + uuid
+	}
+	return boot.PlanInstall(s, d)
+}
+
+// filesystemUUID finds the UUID of the file system that a directory is on, by the links that udev makes.
+func filesystemUUID(dir string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	const links = "/dev/disk/by-uuid"
+	entries, err := os.ReadDir(links)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	for _, e := range entries {
+		var dev unix.Stat_t
+		if unix.Stat(filepath.Join(links, e.Name()), &dev) == nil && dev.Rdev == st.Dev {
+			return e.Name(), nil
+		}
+	}
+	return "", fmt.Errorf("%s: cannot find the UUID of its file system: say --root-arg root=UUID=...", dir)
+}
+
+func newInstallResult(s boot.System, plan boot.Plan, f installFlags) installResult {
+	r := installResult{DryRun: f.dry, Digest: s.Digest.String(), Karg: argument(s.Digest, s.Format), Options: plan.Karg,
+		State: plan.State, ESPSize: plan.ESPSize}
+	for _, p := range plan.ESP {
+		r.ESP = append(r.ESP, installFile{p.Path, p.Size})
+	}
+	return r
+}
+
+func (a *app) printInstall(r installResult) error {
+	if a.json {
+		return printJSON(a.out, r)
+	}
+	if r.DryRun {
+		fmt.Fprintln(a.out, "Dry run (nothing is written):")
+	}
+	fmt.Fprintf(a.out, "image   %s\noptions %s\nstate   %s\n", r.Digest, r.Options, r.State)
+	for _, f := range r.ESP {
+		fmt.Fprintf(a.out, "esp     %10s  %s\n", size(f.Size), f.Path)
+	}
+	if d := r.Disk; d != nil {
+		fmt.Fprintf(a.out, "disk    %10s  %s: ESP %s (%s free), root %s (%s free)\n", size(d.Size), d.Path,
+			size(d.ESP.Size), size(d.ESP.Free), size(d.Root.Size), size(d.Root.Free))
+	}
+	return nil
+}
