@@ -61,6 +61,9 @@ func (f *filler) fill(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", n.path, err)
 		}
 	}
+	if err := f.do("cd", "/"); err != nil { // its echo tells that the last file is copied
+		return err
+	}
 	return f.finishPending(0)
 }
 
