@@ -20,7 +20,7 @@ import (
 
 var epoch = time.Date(2024, 2, 29, 12, 34, 56, 0, time.UTC)
 
-// content is a file's content without zeros, made from its name.
+// content is a file's content, made from its name; no block of it is all zeros.
 func content(name string, size int) []byte {
 	b := make([]byte, 0, size+32)
 	for sum := sha256.Sum256([]byte(name)); len(b) < size; sum = sha256.Sum256(sum[:]) {

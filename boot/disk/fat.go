@@ -117,9 +117,10 @@ func smallestESP(files []File, free int64) (int64, error) {
 	}
 }
 
-// FATUsage returns how many bytes files take in an empty FAT file system with this cluster size in bytes, directories
-// included. For an existing file system, what is missing there can be told apart by the caller: every file takes its size
-// rounded up to clusters, and at least one. It errs on names that FAT or the firmware's drivers would confuse.
+// FATUsage returns how many bytes files take in an empty FAT file system with this cluster size in bytes: every file its
+// size rounded up to clusters and at least one, every directory as many as its entries need. It errs on names that FAT or
+// the firmware's drivers would confuse. For a file system with other files in it, give those that are new: the result is
+// an upper bound, since some of the directories are there already.
 func FATUsage(files []File, cluster int64) (int64, error) {
 	dirs := map[string]int64{} // path in upper case -> bytes of entries
 	names := map[string]string{}

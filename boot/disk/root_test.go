@@ -2,7 +2,9 @@ package disk_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -321,5 +323,87 @@ func TestMissingTools(t *testing.T) {
 	_, err := layout(t).Plan()
 	if want := "root partition: mke2fs: not found: install e2fsprogs (apt install e2fsprogs)"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// The smallest root partition must hold what it was planned for, whatever its shape.
+func TestSmallestRootFits(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		prepare func(dir *fstree.Directory)
+		free    int64
+	}{
+		{"nothing", func(*fstree.Directory) {}, 0},
+		{"much free", func(*fstree.Directory) {}, 20 << 30},
+		{"many long names", func(dir *fstree.Directory) {
+			for k := range 4000 {
+				dir.Set(fmt.Sprintf("%s%05d", strings.Repeat("n", 250), k), &fstree.Inode{Perm: 0o644, Content: fstree.Inline("x")})
+			}
+		}, 0},
+		{"many directories", func(dir *fstree.Directory) {
+			for k := range 3000 {
+				dir.Set(fmt.Sprint("d", k), fstree.NewDir(0o755))
+			}
+		}, 0},
+		{"long symlinks", func(dir *fstree.Directory) {
+			for k := range 1000 {
+				dir.Set(fmt.Sprint("l", k), &fstree.Inode{Perm: 0o777, Content: fstree.Symlink(strings.Repeat("x", 1024))})
+			}
+		}, 0},
+		{"attributes", func(dir *fstree.Directory) {
+			for k := range 1000 {
+				dir.Set(fmt.Sprint("a", k), &fstree.Inode{Content: fstree.Inline(""),
+					Xattrs: []fstree.Xattr{{Name: "user.x", Value: content(fmt.Sprint(k), 1000)}}})
+			}
+		}, 0},
+		{"large file", func(dir *fstree.Directory) {
+			dir.Set("large", &fstree.Inode{Content: &fstree.Object{Size: 300 << 20}})
+		}, 1 << 20},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := layout(t)
+			l.Root.Free = c.free
+			l.Root.Overlay = fstree.New()
+			c.prepare(l.Root.Overlay.Root.Dir())
+			block := content("block", 1<<20)
+			l.Root.Open = func(_ string, i *fstree.Inode) (io.ReadCloser, error) {
+				r, w := io.Pipe()
+				go func() {
+					for range i.Size() >> 20 {
+						w.Write(block)
+					}
+					w.Close()
+				}()
+				return r, nil
+			}
+			image, p := write(t, l)
+			checkExt4(t, extract(t, image, p.Root), p)
+		})
+	}
+}
+
+// Cancelling ends the writing soon and leaves nothing behind but the unfinished image.
+func TestCancel(t *testing.T) {
+	l := layout(t)
+	for k := range 50 {
+		putObject(t, l.Root.Dir, fsverity.SHA512, content(fmt.Sprint(k), 50000))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var last int64
+	l.Progress = func(done, total int64) {
+		if last = done; done > total/2 {
+			cancel()
+		}
+	}
+	out, err := os.Create(t.TempDir() + "/disk.img")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	if err := disk.Write(ctx, out, l); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+	if left, _ := os.ReadDir(filepath.Dir(out.Name())); len(left) != 1 {
+		t.Errorf("left behind: %v", left)
 	}
 }

@@ -23,6 +23,9 @@ func openBeneath(dir *os.File, path string, flags int) (*os.File, error) {
 			continue
 		case err == unix.ELOOP || err == unix.ENOTDIR:
 			return nil, refuse("%s: a symbolic link, or a file, where a directory must be: somebody planted it; remove it", path)
+		case err == unix.ENOPKG:
+			return nil, refuse("%s: this kernel lacks the algorithm of its fs-verity digest (module sha512_generic): "+
+				"put it into the initramfs", path)
 		case err != nil:
 			return nil, &os.PathError{Op: "open", Path: path, Err: err}
 		}

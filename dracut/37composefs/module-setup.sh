@@ -12,8 +12,9 @@ depends() {
 }
 
 installkernel() {
-    # ext4 is built in or found as the root's file system; these are what the root mount itself needs.
-    hostonly='' instmods erofs overlay loop
+    # ext4 is built in or found as the root's file system; these are what the root mount itself needs. Some kernels have
+    # SHA-512 as a module, without which files with such fs-verity digests cannot be opened.
+    hostonly='' instmods erofs overlay loop sha512_generic sha512
 }
 
 install() {

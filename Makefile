@@ -1,0 +1,41 @@
+# The two commands of the README are "make test" and "make demo". Both install what they need: internal/setup.
+export CGO_ENABLED := 0
+export CACHE ?= $(CURDIR)/.cache
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
+
+.PHONY: build test setup demo bench interop fuzz clean
+
+build:
+	@mkdir -p bin
+	go build $(GOFLAGS_BUILD) -o bin/composefs-setup-root ./cmd/composefs-setup-root
+	go build $(GOFLAGS_BUILD) -o bin/composefs-boot ./cmd/composefs-boot
+
+setup: build
+	internal/setup packages peers kernels systems
+
+test: setup
+	go vet ./...
+	go test -timeout 30m ./...
+
+demo: build
+	internal/setup packages
+	examples/demo
+
+bench: setup
+	go test -run '^$$' -bench . -benchtime 1s ./repo/... ./boot/selinux
+	go test -tags bench -run TestBench -v -timeout 30m ./cmd/composefs-boot
+
+# The tools of composefs-rs are built from their crates, which takes about ten minutes.
+interop: setup
+	cargo install --quiet --root $(CACHE)/cargo composefs-ctl@0.9.4 composefs-setup-root@0.9.4
+	go test -tags interop -run TestInterop -v -timeout 30m ./cmd/composefs-boot
+
+FUZZTIME ?= 60s
+fuzz:
+	for p in repo/dumpfile repo/erofs repo/splitstream boot/karg boot/setuproot bls; do \
+		go test -run '^$$' -fuzz . -fuzztime $(FUZZTIME) -fuzzminimizetime 5x ./$$p || exit 1; \
+	done
+
+clean:
+	rm -rf bin .cache

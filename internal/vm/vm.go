@@ -1,0 +1,200 @@
+// Package vm runs virtual machines from tests: QEMU without acceleration, the console on the serial line.
+//
+// A guest is started, watched until a pattern appears on its console, and ended there. Whatever goes wrong, the test fails
+// with the whole console. Not more than two guests run at the same time, over all packages: see slot.
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Config says what kind of machine it is.
+type Config struct {
+	Kernel string // a kernel to start directly; "" to start from the first disk by UEFI
+	Initrd string
+	Append string   // kernel command line
+	Disks  []string // raw images; guests write to them
+	Memory int      // MiB; 0 is 1024
+}
+
+// Machine is a guest that runs.
+type Machine struct {
+	t       testing.TB
+	mu      sync.Mutex
+	console bytes.Buffer
+	seen    int // bytes of the console that patterns have been found in
+	ended   chan struct{}
+}
+
+// slowest is how long a guest may take for anything; these machines are emulated, and may share the host.
+const slowest = 4 * time.Minute
+
+// Cache returns a path below the cache that internal/setup fills, and fails the test if it is not there.
+func Cache(t testing.TB, name string) string {
+	t.Helper()
+	dir := os.Getenv("CACHE")
+	if dir == "" {
+		dir = filepath.Join(Top(t), ".cache")
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run \"make setup\"", err)
+	}
+	return path
+}
+
+// Top returns the top of the repository.
+func Top(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+	}
+	t.Fatal("no go.mod above the working directory")
+	return ""
+}
+
+// slot waits until not more than one other guest runs on this machine.
+func slot(t testing.TB) {
+	t.Helper()
+	for {
+		for k := range 2 {
+			f, err := os.OpenFile(filepath.Join(os.TempDir(), fmt.Sprintf("composefs-boot-guest-%d", k)), os.O_CREATE|os.O_RDWR, 0o666)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				t.Cleanup(func() { f.Close() })
+				return
+			}
+			f.Close()
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// Start starts a guest. It is ended with the test at the latest.
+func Start(t testing.TB, c Config) *Machine {
+	t.Helper()
+	slot(t)
+	if c.Memory == 0 {
+		c.Memory = 1024
+	}
+	args := []string{"-machine", "q35,accel=tcg", "-cpu", "max,-svm,-la57", "-smp", "1", "-m", fmt.Sprint(c.Memory),
+		"-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-net", "none"}
+	if c.Kernel != "" {
+		args = append(args, "-kernel", c.Kernel, "-initrd", c.Initrd, "-append", "console=ttyS0 panic=-1 "+c.Append)
+	} else {
+		vars := filepath.Join(t.TempDir(), "vars.fd")
+		b, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+		if err == nil {
+			err = os.WriteFile(vars, b, 0o600)
+		}
+		if err != nil {
+			t.Fatalf("%v: run \"make setup\"", err)
+		}
+		args = append(args, "-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
+			"-drive", "if=pflash,format=raw,file="+vars)
+	}
+	for _, d := range c.Disks {
+		args = append(args, "-drive", "file="+d+",format=raw,if=virtio,cache=unsafe")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	m := &Machine{t: t, ended: make(chan struct{})}
+	cmd.Stdout, cmd.Stderr = m, m
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatalf("%v: run \"make setup\"", err)
+	}
+	go func() {
+		cmd.Wait()
+		close(m.ended)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-m.ended
+	})
+	return m
+}
+
+// Write takes what the guest prints.
+func (m *Machine) Write(b []byte) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.console.Write(b)
+}
+
+// escapes are what terminals understand and people do not want to read.
+var escapes = regexp.MustCompile("\x1b\\[[0-9;?]*[a-zA-Z]|\x1b[()][A-Z0-9]|\r")
+
+// Console returns everything that the guest has printed.
+func (m *Machine) Console() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return escapes.ReplaceAllString(m.console.String(), "")
+}
+
+// ErrEnded tells that a guest ended before it printed what was expected.
+var ErrEnded = errors.New("the machine ended")
+
+// Expect waits until a line that matches the pattern is printed and returns it with its groups. The test fails if it does not
+// come, or if a line comes that matches never.
+func (m *Machine) Expect(pattern, never string) []string {
+	m.t.Helper()
+	want := regexp.MustCompile(pattern)
+	bad := regexp.MustCompile("a^")
+	if never != "" {
+		bad = regexp.MustCompile(never)
+	}
+	deadline := time.Now().Add(slowest)
+	for {
+		ended := false
+		select {
+		case <-m.ended:
+			ended = true
+		default:
+		}
+		text := m.Console()
+		rest := text[min(m.seen, len(text)):]
+		found := want.FindStringSubmatchIndex(rest)
+		if b := bad.FindString(rest); b != "" && (found == nil || strings.Index(rest, b) < found[0]) {
+			m.fail("%q was printed, waiting for %q", b, pattern)
+		}
+		if found != nil {
+			m.seen += found[1]
+			return want.FindStringSubmatch(rest)
+		}
+		if ended {
+			m.fail("%v before it printed %q", ErrEnded, pattern)
+		}
+		if time.Now().After(deadline) {
+			m.fail("%q was not printed for %v", pattern, slowest)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func (m *Machine) fail(format string, args ...any) {
+	m.t.Helper()
+	m.t.Fatalf(format+"; the console:\n%s", append(args, m.Console())...)
+}
