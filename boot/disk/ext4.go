@@ -246,6 +246,9 @@ const (
 	bytesPerInode = 16384
 )
 
+// minExt4 is where the journal is not more than a part of the file system.
+const minExt4 = 16 << 20
+
 // ext4Geometry is what mke2fs is told.
 type ext4Geometry struct {
 	size int64 // that is needed, in bytes
@@ -285,7 +288,7 @@ func ext4GeometryOf(nodes []*node, free int64) ext4Geometry {
 		}
 	}
 	content := blocks*blockSize + roundUp(free, blockSize)
-	size := int64(0)
+	size := int64(minExt4)
 	for {
 		over := ext4Overhead(size, int64(len(nodes)))
 		if next := roundUp(content+over, align); next > size {

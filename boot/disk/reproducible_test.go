@@ -20,7 +20,7 @@ import (
 // nobody is who makes images in the test, beside root.
 const nobody = 65534
 
-func reproducibleLayout(dir string) disk.Layout { return reproducibleLayoutOf(dir, 128<<20) }
+func reproducibleLayout(dir string) disk.Layout { return reproducibleLayoutOf(dir, 96<<20) }
 
 func reproducibleLayoutOf(dir string, size int64) disk.Layout {
 	return disk.Layout{
@@ -79,8 +79,8 @@ func TestReproducible(t *testing.T) {
 		t.Fatal("becoming nobody needs root: run the tests with sudo")
 	}
 	objects := map[string][]byte{}
-	for k := range 300 {
-		data := content(fmt.Sprint(k), 1+k*k*3)
+	for k := range 120 {
+		data := content(fmt.Sprint(k), 1+k*k*9)
 		objects["composefs/objects/"+fsverity.Of(fsverity.SHA512, data).ObjectPath()] = data
 	}
 	objects["composefs/meta.json"] = []byte(metaJSON)
