@@ -336,13 +336,7 @@ const verityAlign = 64 << 10
 
 // verityEnd is the end of the file with its tree and descriptor, in bytes.
 func verityEnd(n *node) int64 {
-	perBlock := int64(blockSize / n.verity.Size())
-	end := roundUp(n.size, verityAlign)
-	for level := roundUp(n.size, blockSize) / blockSize; level > 1; {
-		level = (level + perBlock - 1) / perBlock
-		end += level * blockSize
-	}
-	return end + blockSize
+	return roundUp(n.size, verityAlign) + fsverity.TreeSize(n.verity, n.size) + blockSize
 }
 
 // verityTail returns the descriptor's block.

@@ -51,27 +51,16 @@ func stage(ctx context.Context, to *os.File, n *node) error {
 		}
 		return err
 	}
-	m, size, err := fsverity.MetadataOf(n.verity, copied)
-	switch {
-	case err != nil:
+	at := roundUp(n.size, verityAlign)
+	m, err := fsverity.WriteTree(n.verity, copied, n.size, io.NewOffsetWriter(to, at))
+	if err != nil {
 		return err
-	case size != n.size:
-		return fmt.Errorf("has another size than the planned %d bytes: it changed meanwhile", n.size)
-	case !n.digest.IsZero() && m.Digest != n.digest:
+	}
+	if !n.digest.IsZero() && m.Digest != n.digest {
 		return fmt.Errorf("damaged object: its content has the digest %v: delete it and import again", m.Digest)
 	}
-	at := roundUp(size, verityAlign)
-	if _, err := to.WriteAt(m.Tree, at); err != nil {
-		return err
-	}
-	at += int64(len(m.Tree))
-	if _, err := to.WriteAt(verityTail(m.Descriptor), at); err != nil {
-		return err
-	}
-	if at+blockSize != verityEnd(n) {
-		return fmt.Errorf("fs-verity metadata ends at %d, planned %d", at+blockSize, verityEnd(n))
-	}
-	return nil
+	_, err = to.WriteAt(verityTail(m.Descriptor), at+fsverity.TreeSize(n.verity, n.size))
+	return err
 }
 
 // contextReader ends with the context's error once it is cancelled.
