@@ -74,14 +74,6 @@ func bootable(tree *fstree.Tree, open fstree.Open, dir string, t treeFlags) erro
 	return nil
 }
 
-// effective is the format that is written: the C tools write V0 only for trees without whiteouts.
-func effective(tree *fstree.Tree, f erofs.Format) erofs.Format {
-	if f == erofs.V0 && erofs.HasWhiteouts(tree) {
-		return erofs.V1
-	}
-	return f
-}
-
 // compute returns the digest of a directory's image; nothing is stored.
 func (a *app) compute(ctx context.Context, dir string, t treeFlags) (fsverity.Digest, erofs.Format, error) {
 	r, err := a.openIfThere()
@@ -106,7 +98,6 @@ func (a *app) compute(ctx context.Context, dir string, t treeFlags) (fsverity.Di
 	if err != nil {
 		return fsverity.Digest{}, 0, err
 	}
-	format = effective(tree, format)
 	d, err := imageDigest(tree, format, alg)
 	if err != nil {
 		return d, 0, fmt.Errorf("%s: %w", dir, err)
@@ -282,7 +273,6 @@ func (a *app) createImage(ctx context.Context, dir, name string, t treeFlags) er
 	if err != nil {
 		return err
 	}
-	format = effective(tree, format)
 	d, err := i.PutImage(tree, format, name)
 	if err != nil {
 		return err
@@ -321,7 +311,7 @@ func (a *app) importImage(ctx context.Context, name string, fromDump bool) error
 		if err != nil {
 			return usageError{err}
 		}
-		if d, err = i.PutImage(tree, effective(tree, format), name); err != nil {
+		if d, err = i.PutImage(tree, format, name); err != nil {
 			return err
 		}
 	} else if d, err = i.PutImageFile(a.in, name); err != nil {
@@ -353,7 +343,7 @@ func (a *app) dumpToImage() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return erofs.Write(a.out, tree, effective(tree, format))
+			return erofs.Write(a.out, tree, format)
 		},
 	}
 }

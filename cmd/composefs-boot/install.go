@@ -117,16 +117,22 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 	return a.installRoot(ctx, source, f)
 }
 
-// makeSystem reads the source into the repository and makes its image. Commit is left to the caller.
-func (a *app) makeSystem(ctx context.Context, source string, r *repo.Repo, i *repo.Import) (boot.System, *fstree.Tree, error) {
-	s := boot.System{Open: func(_ string, inode *fstree.Inode) (io.ReadCloser, error) {
+// objectsOf opens the contents of files that an import has made visible.
+func objectsOf(r *repo.Repo) fstree.Open {
+	return func(name string, inode *fstree.Inode) (io.ReadCloser, error) {
 		o, ok := inode.Content.(*fstree.Object)
 		if !ok {
-			return nil, errors.New("not an object")
+			return nil, fmt.Errorf("%s: not an object", name)
 		}
 		return r.OpenObject(o.Digest)
-	}}
+	}
+}
+
+// makeSystem reads the source into the repository and makes its image. Commit is left to the caller: until then files are
+// opened in the source.
+func (a *app) makeSystem(ctx context.Context, source string, r *repo.Repo, i *repo.Import) (boot.System, *fstree.Tree, error) {
 	fromSource := scan.Files(source)
+	s := boot.System{Open: fromSource}
 	tree, err := a.read(ctx, source, i, treeFlags{xattrs: fstree.XattrsAllowlist.String()})
 	if err != nil {
 		return s, nil, err
@@ -146,7 +152,6 @@ func (a *app) makeSystem(ctx context.Context, source string, r *repo.Repo, i *re
 	if s.Format, err = a.erofsFormat(r); err != nil {
 		return s, nil, usageError{err}
 	}
-	s.Format = effective(tree, s.Format)
 	if s.Digest, err = i.PutImage(tree, s.Format, ""); err != nil {
 		return s, nil, err
 	}
@@ -193,6 +198,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	if err := i.Commit(); err != nil {
 		return err
 	}
+	s.Open = objectsOf(r)
 	seed := []byte(f.seed)
 	if f.seed == "" {
 		seed = s.Digest.Bytes()
@@ -321,7 +327,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if err := i.Commit(); err != nil {
 		return err
 	}
-	if err := plan.WriteState(f.root, s.Open); err != nil {
+	if err := plan.WriteState(f.root, objectsOf(r)); err != nil {
 		return err
 	}
 	if f.esp != "" {
@@ -354,7 +360,6 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags) error
 	if s.Format, err = a.erofsFormat(nil); err != nil {
 		return usageError{err}
 	}
-	s.Format = effective(s.Tree, s.Format)
 	if s.Digest, err = imageDigest(s.Tree, s.Format, alg); err != nil {
 		return err
 	}

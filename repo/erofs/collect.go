@@ -82,18 +82,6 @@ func isWhiteout(i *fstree.Inode) bool {
 	return ok && !d.Block && d.Rdev == 0
 }
 
-// HasWhiteouts reports whether the tree has whiteouts of its own. For such trees the C tools, unless told otherwise,
-// write V1 where they would write V0.
-func HasWhiteouts(t *fstree.Tree) bool {
-	found := errors.New("found")
-	return t.Walk(func(_ string, i *fstree.Inode) error {
-		if isWhiteout(i) {
-			return found
-		}
-		return nil
-	}) != nil
-}
-
 // collector makes the flat list of inodes of a tree, in the order of the format.
 type collector struct {
 	format Format

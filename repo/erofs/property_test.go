@@ -122,19 +122,6 @@ func TestRandomTrees(t *testing.T) {
 	}
 }
 
-// HasWhiteouts is what decides between V0 and V1 where the C tools decide.
-func TestHasWhiteouts(t *testing.T) {
-	tree := fstree.New()
-	tree.Root.Dir().Set("dev", &fstree.Inode{Content: fstree.Device{Rdev: 259}})
-	if erofs.HasWhiteouts(tree) {
-		t.Error("a device is no whiteout")
-	}
-	tree.Root.Dir().Set("gone", &fstree.Inode{Content: fstree.Device{}})
-	if !erofs.HasWhiteouts(tree) {
-		t.Error("a whiteout was not seen")
-	}
-}
-
 func TestTreesThatDoNotFit(t *testing.T) {
 	for want, inode := range map[string]*fstree.Inode{
 		"/x: a file of 18446744073709551615 bytes": {Content: &fstree.Object{Size: 1<<64 - 1}},

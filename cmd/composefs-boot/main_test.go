@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/composefs-boot/composefs-boot/internal/golden"
+)
+
+func TestMain(m *testing.M) {
+	program := func() { os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr)) }
+	testscript.Main(m, map[string]func(){"composefs-boot": program, "cfsctl": program})
+}
+
+// The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN.
+func TestScripts(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
+		if err := os.Rename(golden.Extract(t, "trees/"+name+".tar.gz"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"oci-boot.sha512.v1", "oci-boot.sha256.v2"} {
+		if err := os.Rename(filepath.Join(golden.Extract(t, "repos/"+name+".tar.gz"), "repo"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	digests := golden.Load(t)
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Condition: func(c string) (bool, error) {
+			if c == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, errors.New("unknown condition " + c)
+		},
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("GOLDEN", dir)
+			for name, tree := range digests.Trees {
+				for mode, algorithms := range tree.Modes {
+					for alg, formats := range algorithms {
+						for format, digest := range formats {
+							// FILES_AS_IS_SHA512_V1
+							key := strings.ToUpper(strings.NewReplacer("-", "_").Replace(strings.Join([]string{name, mode, alg, format}, "_")))
+							e.Setenv(key, digest)
+						}
+					}
+				}
+			}
+			return nil
+		},
+	})
+}
+
+// Every command has an example, and help that says more than its name.
+func TestHelp(t *testing.T) {
+	root := newRoot("composefs-boot", nil, nil, nil)
+	for _, c := range root.Commands() {
+		if c.Name() == "help" || c.Name() == "completion" || c.Name() == "transaction" {
+			continue
+		}
+		if c.Example == "" || c.Short == "" {
+			t.Errorf("%s: no example", c.Name())
+		}
+	}
+}
