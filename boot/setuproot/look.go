@@ -18,12 +18,12 @@ func (w *World) Look() error {
 		return fmt.Errorf("%w: the physical root must be mounted there", err)
 	}
 	defer sysroot.Close()
-	var image *os.File
+	var image *os.File // what the kernel is tried on
 	w.There = make([]bool, len(w.Choice.Images))
 	if w.RootFS == "" {
 		repository, err := openBeneath(sysroot, "composefs", unix.O_PATH|unix.O_DIRECTORY)
 		if err != nil {
-			return fmt.Errorf("no repository in the physical root: %w", err)
+			return refuse("no repository in the physical root, %s: %w: is it the right partition?", w.Sysroot, err)
 		}
 		defer repository.Close()
 		for k, i := range w.Choice.Images {
@@ -35,11 +35,10 @@ func (w *World) Look() error {
 				return refuse("image %v: %w", i.Digest, err)
 			}
 			w.There[k] = true
-			if image == nil {
+			defer f.Close()
+			// The kernel reads a file that it tries to mount. One that the plan will refuse is not shown to it at all.
+			if image == nil && measure(f, i) == nil {
 				image = f
-				defer f.Close()
-			} else {
-				f.Close()
 			}
 		}
 	}

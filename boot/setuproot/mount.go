@@ -22,7 +22,7 @@ func openBeneath(dir *os.File, path string, flags int) (*os.File, error) {
 		case err == unix.EINTR || err == unix.EAGAIN:
 			continue
 		case err == unix.ELOOP || err == unix.ENOTDIR:
-			return nil, refuse("%s: a symbolic link, or a file, where a directory must be: somebody planted it; remove it", path)
+			return nil, refuse("%s: a symbolic link or a file where a directory must be: somebody planted it; remove it", path)
 		case err == unix.ENOPKG:
 			return nil, refuse("%s: this kernel lacks the algorithm of its fs-verity digest (module sha512_generic): "+
 				"put it into the initramfs", path)
@@ -31,6 +31,24 @@ func openBeneath(dir *os.File, path string, flags int) (*os.File, error) {
 		}
 		return os.NewFile(uintptr(fd), path), nil
 	}
+}
+
+// openRegular opens a file below dir for reading. What else may have been put there is not even opened: a fifo would make us
+// wait for ever, and a device would do whatever its driver does then.
+func openRegular(dir *os.File, path string) (*os.File, error) {
+	f, err := openBeneath(dir, path, unix.O_PATH)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, refuse("%s: not a regular file: somebody planted it; boot another entry, or install the image again", path)
+	}
+	return os.OpenFile(procPath(f), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
 // ensureDir opens a directory, and makes it before if need be.
@@ -51,7 +69,7 @@ func ensureDir(parent *os.File, name string, mode uint32) (f *os.File, made bool
 	return f, err == nil, err
 }
 
-// likeLower gives a new upper directory the mode, owner and label of the directory that it covers: it is what is seen.
+// likeLower gives a new directory of the state the mode, owner and label of the directory that it covers: it is what is seen.
 func likeLower(upper, base *os.File) error {
 	var b unix.Stat_t
 	if err := unix.Fstat(int(base.Fd()), &b); err != nil {

@@ -7,7 +7,8 @@
 // What it relies on:
 //
 //   - The digest comes from the command line alone. No file on the disk weakens it: meta.json is not even read.
-//   - The file that is measured is the file that is mounted: both use the same open descriptor.
+//   - The file that is measured is the file that is mounted: both use the same open descriptor. Before it is measured,
+//     nothing of it is read.
 //   - Nothing below /sysroot is reached through a symbolic link. The names in images/ are links; their text is not
 //     followed but the object of the digest opened.
 //   - The new root is put together where nobody sees it and attached in one step at the end. A refusal leaves /sysroot
@@ -157,6 +158,9 @@ func PlanMount(repository string, image karg.Image, target string, o MountOption
 		return nil, err
 	}
 	defer f.Close()
+	if err := measure(f, image); err != nil {
+		return nil, err
+	}
 	a := Probe(f)
 	if err := a.enough(image); err != nil {
 		return nil, err

@@ -1,7 +1,6 @@
 package setuproot
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -22,9 +21,9 @@ type run struct {
 	lower      *os.File // the image's root, to which transient changes are not made
 	root       *os.File // the new root, as far as it has come; lower, if the root is not transient
 	place      string   // where mounts are attached in the private namespace, "" if there is none
-	outside    *os.File // the namespace that everybody else is in
 
 	warnings []string
+	times    []StepTime
 }
 
 // Result is what happened.
@@ -39,45 +38,75 @@ type StepTime struct {
 	Took time.Duration
 }
 
-// Execute carries out a plan. After an error nothing is mounted that was not mounted before.
-func Execute(steps []Step) (Result, error) {
-	// A mount namespace belongs to a thread.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+// Execute carries out a plan, whose last step is the one that attaches the new root. After an error nothing is mounted that
+// was not mounted before.
+func Execute(plan []Step) (Result, error) {
 	r := &run{}
 	defer r.close()
-	var result Result
+	build, attach := plan[:len(plan)-1], plan[len(plan)-1:]
 	var err error
-	if r.outside, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
-		return result, fmt.Errorf("%w (is /proc mounted?)", err)
+	if _, ok := plan[0].(stepPrivate); ok {
+		err = onOwnThread(func() error { return r.privately(build) })
+	} else {
+		err = r.steps(build)
 	}
+	if err == nil {
+		err = r.steps(attach)
+	}
+	return Result{r.warnings, r.times}, err
+}
+
+func (r *run) steps(steps []Step) error {
 	for _, s := range steps {
 		start := time.Now()
-		if err = s.do(r); err != nil {
-			err = fmt.Errorf("%v: %w", s, err)
-			break
+		if err := s.do(r); err != nil {
+			return fmt.Errorf("%v: %w", s, err)
 		}
-		result.Times = append(result.Times, StepTime{s, time.Since(start)})
+		r.times = append(r.times, StepTime{s, time.Since(start)})
 	}
-	result.Warnings = r.warnings
-	return result, errors.Join(err, r.leave())
+	return nil
+}
+
+// privately carries out steps that begin with stepPrivate, and leaves the new root attached to nothing.
+func (r *run) privately(steps []Step) error {
+	if err := r.steps(steps); err != nil {
+		return err
+	}
+	tree, err := cloneTree(int(r.root.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE)
+	if err != nil {
+		return err
+	}
+	if r.root != r.lower {
+		r.root.Close()
+	}
+	r.root = tree
+	return nil
+}
+
+// onOwnThread calls a function on a thread that ends after it. A mount namespace belongs to a thread: with it goes the
+// namespace and all that is mounted there, and the caller stays where it is, with its root directory and its working
+// directory, which the way back by setns(2) would change.
+func onOwnThread(do func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked, so that the thread ends with this goroutine
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread would live on, and /proc/self is what it sees. While it is held here it must be another one.
+			defer runtime.UnlockOSThread()
+			result <- onOwnThread(do)
+			return
+		}
+		result <- do()
+	}()
+	return <-result
 }
 
 func (r *run) close() {
-	for _, f := range []*os.File{r.sysroot, r.repository, r.image, r.erofs, r.lower, r.root, r.outside} {
+	for _, f := range []*os.File{r.sysroot, r.repository, r.image, r.erofs, r.lower, r.root} {
 		if f != nil {
 			f.Close()
 		}
 	}
-}
-
-// leave goes back to the namespace that everybody is in; the private one goes, and all that is mounted there.
-func (r *run) leave() error {
-	if r.place == "" {
-		return nil
-	}
-	r.place = ""
-	return os.NewSyscallError("setns", unix.Setns(int(r.outside.Fd()), unix.CLONE_NEWNS))
 }
 
 // visible attaches a mount in the private namespace, if there is one: older kernels use only attached mounts as layers.
@@ -101,12 +130,17 @@ func (r *run) stack(mount *os.File) error {
 	return nil
 }
 
-// state opens a directory of the image's state, and makes it if need be.
-func (r *run) state(image karg.Image, dir string) (*os.File, error) {
+// state opens a directory of the image's state, and makes it before, and those above it, if it may.
+func (r *run) state(image karg.Image, dir string, create bool) (f *os.File, made bool, err error) {
 	at := r.sysroot
 	path := "state/deploy/" + image.Digest.String() + "/" + dir
 	for part := range strings.SplitSeq(path, "/") {
-		next, _, err := ensureDir(at, part, 0o755)
+		var next *os.File
+		if create {
+			next, made, err = ensureDir(at, part, 0o755)
+		} else {
+			next, err = openBeneath(at, part, unix.O_PATH|unix.O_DIRECTORY)
+		}
 		if err != nil {
 			if target, ok := sharedVar(at, part, dir); ok {
 				next, err = openBeneath(r.sysroot, target, unix.O_PATH|unix.O_DIRECTORY)
@@ -116,11 +150,11 @@ func (r *run) state(image karg.Image, dir string) (*os.File, error) {
 			at.Close()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
+			return nil, false, fmt.Errorf("%s: %w", path, err)
 		}
 		at = next
 	}
-	return at, nil
+	return at, made, nil
 }
 
 // sharedVar reads the one symbolic link that belongs in the state: bootc has var of all deployments in one place, and in

@@ -218,6 +218,9 @@ func TestMain(m *testing.M) {
 		}
 	}
 	fail(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	if dir := os.Getenv("DIR"); dir != "" {
+		fail(os.Chdir(dir))
+	}
 	config, err := ParseConfig([]byte(os.Getenv("CONFIG")))
 	fail(err)
 	w := World{Config: config, Sysroot: os.Getenv("SYSROOT"), Target: os.Getenv("TARGET"), RootFS: os.Getenv("ROOTFS")}
@@ -261,6 +264,8 @@ func newMachine(t *testing.T) machine {
 			t.Fatal(err)
 		}
 	}
+	os.Chmod(filepath.Join(tree, "var"), 0o750)
+	os.Chown(filepath.Join(tree, "var"), 7, 7)
 	os.WriteFile(filepath.Join(tree, "usr/lib/large"), bytes.Repeat([]byte("content "), 1000), 0o644)
 	os.WriteFile(filepath.Join(tree, "etc/small"), []byte("from the image\n"), 0o644)
 	sysroot := filepath.Join(dir, "sysroot")
@@ -351,6 +356,45 @@ new"; echo fine`)
 		if !strings.HasSuffix(out, "fine\n") {
 			t.Errorf("without %q: at another place: %s", old, out)
 		}
+		// Relative to a working directory, which has to be the same when the root is attached.
+		out = m.run(t, "OLD="+old, "DIR="+filepath.Dir(other), "TARGET="+filepath.Base(other), "SCRIPT=test -e usr/lib/large; pwd")
+		if !strings.HasSuffix(out, other+"\n") {
+			t.Errorf("without %q: at a relative place: %s", old, out)
+		}
+	}
+}
+
+// What is mounted from the state instead of the image's directory: an empty /var is made, with the looks of the image's; an
+// empty /etc is not, since it would have no accounts.
+func TestBind(t *testing.T) {
+	m := newMachine(t)
+	state := filepath.Join(m.sysroot, "state/deploy", m.digest.String())
+	const config = "CONFIG=[etc]\nmount = \"bind\""
+	for range 2 {
+		out := m.run(t, config)
+		if !strings.Contains(out, "ERROR") || !strings.Contains(out, `with mount = "bind" it must be there`) || strings.Contains(out, "LEFT BEHIND") {
+			t.Error(out)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(state, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if out := m.run(t, config, "SCRIPT=echo x > etc/new; stat -c '%a %u' var"); !strings.HasSuffix(out, "\n750 7\n") {
+		t.Error(out)
+	}
+	if _, err := os.Stat(filepath.Join(state, "etc/new")); err != nil {
+		t.Error(err)
+	}
+}
+
+// The kernel's EROFS reads only what the plan will not refuse: whether it mounts files is not tried on a replaced image.
+func TestReplacedImageIsNotShownToTheKernel(t *testing.T) {
+	m := newMachine(t)
+	for insecure, want := range map[bool]bool{true: true, false: false} {
+		w := World{Choice: karg.Choice{Images: []karg.Image{karg.Make(m.digest, 1, insecure)}}, Sysroot: m.sysroot, Target: m.sysroot}
+		if err := w.Look(); err != nil || !w.There[0] || w.Abilities.FileErofs != want {
+			t.Errorf("insecure %v: %+v, %v", insecure, w, err)
+		}
 	}
 }
 
@@ -413,6 +457,22 @@ func TestRefusals(t *testing.T) {
 		"image object is missing": {func(m machine, state string) error {
 			return os.Remove(filepath.Join(m.sysroot, "composefs/objects", m.digest.ObjectPath()))
 		}, "is missing on the disk"},
+		"image is a fifo": {func(m machine, state string) error {
+			path := filepath.Join(m.sysroot, "composefs/objects", m.digest.ObjectPath())
+			return errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644))
+		}, "not a regular file"},
+		"image is a device": {func(m machine, state string) error {
+			path := filepath.Join(m.sysroot, "composefs/objects", m.digest.ObjectPath())
+			return errors.Join(os.Remove(path), unix.Mknod(path, unix.S_IFCHR|0o644, int(unix.Mkdev(1, 5))))
+		}, "not a regular file"},
+		"image is a symlink": {func(m machine, state string) error {
+			path := filepath.Join(m.sysroot, "composefs/objects", m.digest.ObjectPath())
+			return errors.Join(os.Rename(path, path+"2"), os.Symlink(path+"2", path))
+		}, "not a regular file"},
+		"image is a directory": {func(m machine, state string) error {
+			path := filepath.Join(m.sysroot, "composefs/objects", m.digest.ObjectPath())
+			return errors.Join(os.Remove(path), os.Mkdir(path, 0o755))
+		}, "not a regular file"},
 		"image is junk": {func(m machine, state string) error {
 			return os.WriteFile(filepath.Join(m.sysroot, "composefs/objects", m.digest.ObjectPath()), make([]byte, 8192), 0o644)
 		}, "its content was changed"},

@@ -16,7 +16,7 @@ import (
 // The steps of a plan, in the order in which they occur.
 
 // stepPrivate makes a mount namespace for putting the root together, on kernels where a mount must be attached before
-// another one can be mounted on it. Nobody else sees this namespace, and it goes when the work is done.
+// another one can be mounted on it. Nobody else sees this namespace, and it goes before the new root is attached.
 type stepPrivate struct{ place string }
 
 // stepSysroot opens the physical root.
@@ -169,21 +169,28 @@ func openImage(repository *os.File, d fsverity.Digest) (*os.File, error) {
 	if err := unix.Fstatat(int(images.Fd()), d.String(), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return nil, &os.PathError{Op: "stat", Path: "images/" + d.String(), Err: err}
 	}
-	return openBeneath(repository, "objects/"+d.ObjectPath(), unix.O_RDONLY)
+	return openRegular(repository, "objects/"+d.ObjectPath())
 }
 
 func (s stepMeasure) do(r *run) error {
-	got, err := fsverity.Measure(r.image)
-	switch {
-	case err == nil && got != s.image.Digest:
-		return refuse("image %v has the fs-verity digest %v: it was replaced; boot another entry, or install the image again",
-			s.image.Digest, got)
-	case s.image.Insecure:
+	if s.image.Insecure {
 		r.warnings = append(r.warnings, fmt.Sprintf("image %v is NOT verified, as \"?\" in the argument asks for", s.image.Digest))
+	}
+	return measure(r.image, s.image)
+}
+
+// measure refuses an open file that is not the image, as far as the argument wants to know.
+func measure(f *os.File, image karg.Image) error {
+	got, err := fsverity.Measure(f)
+	switch {
+	case err == nil && got != image.Digest:
+		return refuse("image %v has the fs-verity digest %v: it was replaced; boot another entry, or install the image again",
+			image.Digest, got)
+	case image.Insecure:
 		return nil
 	case errors.Is(err, fsverity.ErrNotEnabled), errors.Is(err, fsverity.ErrNotSupported):
 		return refuse("image %v: %w: it was replaced, or installed without fs-verity; boot another entry, or install the image again",
-			s.image.Digest, err)
+			image.Digest, err)
 	}
 	return err
 }
@@ -327,11 +334,26 @@ func (s stepMemory) do(r *run) error {
 }
 
 func (s stepBind) do(r *run) error {
-	state, err := r.state(s.image, s.dir)
+	// An empty /var is what a system starts with. An empty /etc in place of the one that is gone has no accounts and no
+	// policy: who can delete it must not gain by it.
+	state, made, err := r.state(s.image, s.dir, s.dir == "var")
+	if errors.Is(err, unix.ENOENT) {
+		return refuse("%w: with mount = \"bind\" it must be there: install the image again, or boot another entry", err)
+	}
 	if err != nil {
 		return err
 	}
 	defer state.Close()
+	if made {
+		base, err := openBeneath(r.lower, s.dir, unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return noPlace(s.dir, err)
+		}
+		defer base.Close()
+		if err := likeLower(state, base); err != nil {
+			return err
+		}
+	}
 	tree, err := cloneTree(int(state.Fd()), "", unix.AT_EMPTY_PATH)
 	if err != nil {
 		return err
@@ -349,7 +371,7 @@ func noPlace(dir string, err error) error {
 }
 
 func (s stepUpper) do(r *run) error {
-	state, err := r.state(s.image, s.dir)
+	state, _, err := r.state(s.image, s.dir, true)
 	if err != nil {
 		return err
 	}
@@ -372,20 +394,8 @@ func (s stepPhysical) do(r *run) error {
 }
 
 func (s stepAttach) do(r *run) error {
-	tree := r.root
-	if r.place != "" {
-		// What was put together in the private namespace becomes a tree of its own, which any namespace may attach.
-		var err error
-		if tree, err = cloneTree(int(r.root.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE); err != nil {
-			return err
-		}
-		defer tree.Close()
-		if err := r.leave(); err != nil {
-			return err
-		}
-	}
 	if s.sysroot != s.target || s.sysroot == "" {
-		return moveMountPath(tree, s.target)
+		return moveMountPath(r.root, s.target)
 	}
 	old, err := cloneTree(unix.AT_FDCWD, s.sysroot, unix.AT_RECURSIVE)
 	if err != nil {
@@ -395,7 +405,7 @@ func (s stepAttach) do(r *run) error {
 	if err := unix.Unmount(s.sysroot, unix.MNT_DETACH); err != nil {
 		return &os.PathError{Op: "unmount", Path: s.sysroot, Err: err}
 	}
-	if err := moveMountPath(tree, s.target); err != nil {
+	if err := moveMountPath(r.root, s.target); err != nil {
 		return errors.Join(err, moveMountPath(old, s.sysroot))
 	}
 	return nil
