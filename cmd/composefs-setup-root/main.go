@@ -12,6 +12,9 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/composefs-boot/composefs-boot/boot/karg"
 	"github.com/composefs-boot/composefs-boot/boot/setuproot"
@@ -148,10 +151,8 @@ func setup(o options) error {
 		fmt.Print(setuproot.Format(steps))
 		return nil
 	}
-	if o.target == "/sysroot" {
-		keepGPTRoot()
-	}
 	result, err := setuproot.Execute(steps)
+	all := time.Since(start)
 	for _, w := range result.Warnings {
 		warn(o, w)
 	}
@@ -160,9 +161,18 @@ func setup(o options) error {
 		for _, t := range result.Times {
 			fmt.Printf("%8d us  %v\n", t.Took.Microseconds(), t.Step)
 		}
-		fmt.Printf("%8d us  in all\n", time.Since(start).Microseconds())
+		fmt.Printf("%8d us  in all\n", all.Microseconds())
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	if image, err := w.Choose(); err == nil && !image.Insecure && o.rootFS == "" {
+		report("<6>", fmt.Sprintf("the root is image %v, verified whenever it is read", image.Digest))
+	}
+	if o.target == "/sysroot" {
+		keepGPTRoot("/dev/gpt-auto-root", "/run/systemd/volatile-root")
+	}
+	return nil
 }
 
 func warn(o options, text string) {
@@ -175,7 +185,7 @@ func warn(o options, text string) {
 
 // report writes a line to the kernel log, which the console shows, and to standard error.
 func report(level, text string) {
-	text = "composefs-setup-root: " + strings.ReplaceAll(text, "\n", "; ")
+	text = "composefs-setup-root: " + oneLine(text)
 	fmt.Fprintln(os.Stderr, text)
 	kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
 	if err != nil {
@@ -189,12 +199,25 @@ func report(level, text string) {
 	fmt.Fprint(kmsg, level+text+"\n")
 }
 
+// oneLine keeps what the command line or the disk brought into a message from steering the console.
+func oneLine(text string) string {
+	text = strings.ReplaceAll(text, "\n", "; ")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, text)
+}
+
 // keepGPTRoot tells systemd, which has found the physical root by its partition type, where it is: the new root is on no
-// block device from which systemd could find it out again (systemd issue 35017).
-func keepGPTRoot() {
-	device, err := os.Readlink("/dev/gpt-auto-root")
-	if err != nil {
+// block device from which systemd could find it out again (systemd issue 35017). systemd reads the text of the link, and
+// wants the device's number in it.
+func keepGPTRoot(device, link string) {
+	var st unix.Stat_t
+	if unix.Stat(device, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return
 	}
-	os.Symlink("/dev/"+strings.TrimPrefix(device, "/dev/"), "/run/systemd/volatile-root")
+	// It may be there already, and a system that is found in another way does not need it.
+	os.Symlink(fmt.Sprintf("/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), link)
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 const module = "github.com/composefs-boot/composefs-boot/"
@@ -87,6 +89,28 @@ func TestRoomsKnowOnlyWhomTheyMay(t *testing.T) {
 				t.Errorf("%s knows the repository", rule.room)
 			}
 		}
+	}
+}
+
+func TestMessagesAreOneHarmlessLine(t *testing.T) {
+	if got, want := oneLine("a\x1b[2Jb\r\nc\u202e\xff\x00 \u00e9"), "a?[2Jb?; c?\ufffd? \u00e9"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+func TestGPTRootIsKeptByNumber(t *testing.T) {
+	dir := t.TempDir()
+	device, link := filepath.Join(dir, "gpt-auto-root"), filepath.Join(dir, "volatile-root")
+	keepGPTRoot(device, link) // not there
+	if _, err := os.Lstat(link); err == nil {
+		t.Error("a link without a device")
+	}
+	if err := unix.Mknod(device, unix.S_IFBLK|0o600, int(unix.Mkdev(259, 1000))); err != nil {
+		t.Fatal(err)
+	}
+	keepGPTRoot(device, link)
+	if got, err := os.Readlink(link); got != "/dev/block/259:1000" {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 
