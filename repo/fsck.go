@@ -49,7 +49,7 @@ type FsckOptions struct {
 
 // FsckReport counts what was checked, and what was found wrong with it.
 type FsckReport struct {
-	Objects, ObjectsBad int
+	Objects, ObjectsBad int // none are checked with MetadataOnly
 	Streams, StreamsBad int
 	Images, ImagesBad   int
 	BrokenLinks         int
@@ -114,7 +114,9 @@ func (c *checker) objects(ctx context.Context) error {
 		}
 		c.mu.Lock()
 		c.there[d] = true
-		c.report.Objects++
+		if !c.o.MetadataOnly {
+			c.report.Objects++
+		}
 		c.mu.Unlock()
 		if !c.o.MetadataOnly {
 			work <- d

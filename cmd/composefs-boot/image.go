@@ -477,6 +477,7 @@ func dumpFiles(out io.Writer, tree *fstree.Tree, name string, backing bool) erro
 		return fmt.Errorf("%s: no such file in the image", name)
 	}
 	name = "/" + strings.Trim(name, "/")
+	first := map[*fstree.Inode]string{}
 	one := func(path string, i *fstree.Inode) error {
 		var line []byte
 		switch content := i.Content.(type) {
@@ -486,7 +487,10 @@ func dumpFiles(out io.Writer, tree *fstree.Tree, name string, backing bool) erro
 			line = fmt.Appendf(nil, "%s %s\n", path, content.Payload())
 		}
 		if !backing {
-			line = dumpfile.AppendEntry(nil, path, i)
+			line = dumpfile.AppendEntry(nil, path, i, first[i])
+		}
+		if i.Dir() == nil && first[i] == "" {
+			first[i] = path
 		}
 		_, err := out.Write(line)
 		return err

@@ -139,7 +139,8 @@ time under the name cfsctl. Nothing is removed if an image or stream cannot be r
 			fmt.Fprintln(a.out, "Dry run (no files deleted):")
 		}
 		fmt.Fprintf(a.out, "Objects: %d removed (%d bytes)\n", len(plan.Objects), plan.Bytes)
-		if len(plan.Images) > 0 || len(plan.Streams) > 0 {
+		// cfsctl does not see beforehand which names will lead nowhere.
+		if (len(plan.Images) > 0 || len(plan.Streams) > 0) && !(*dry && a.name == "cfsctl") {
 			fmt.Fprintf(a.out, "Pruned symlinks: %d images, %d streams\n", len(plan.Images), len(plan.Streams))
 		}
 		if plan.Recent > 0 {

@@ -45,9 +45,10 @@ func Write(w io.Writer, t *fstree.Tree, s Style) error {
 	return out.Flush()
 }
 
-// AppendEntry appends the line that cfsctl writes for one file, under a path of the caller's choice.
-func AppendEntry(b []byte, path string, i *fstree.Inode) []byte {
-	return appendLine(b, path, i, i.Xattrs, "", Cfsctl)
+// AppendEntry appends the line that cfsctl writes for one file, under a path of the caller's choice. If linkTo is not "", it
+// is that of a hard link to this path.
+func AppendEntry(b []byte, path string, i *fstree.Inode, linkTo string) []byte {
+	return appendLine(b, path, i, i.Xattrs, linkTo, Cfsctl)
 }
 
 func appendLine(b []byte, path string, i *fstree.Inode, xattrs []fstree.Xattr, linkTo string, s Style) []byte {

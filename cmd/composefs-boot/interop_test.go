@@ -1,0 +1,94 @@
+//go:build interop
+
+package main
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/composefs-boot/composefs-boot/internal/golden"
+	"github.com/composefs-boot/composefs-boot/internal/vm"
+)
+
+// The same commands are given to cfsctl of composefs-rs and to this program: the same exit code, the same output.
+func TestInterop(t *testing.T) {
+	peer := vm.Cache(t, "cargo/bin/cfsctl")
+	ours := filepath.Join(vm.Top(t), "bin/composefs-boot")
+	dir := t.TempDir()
+	link := filepath.Join(dir, "cfsctl")
+	if err := os.Symlink(ours, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
+		if err := os.Rename(golden.Extract(t, "trees/"+name+".tar.gz"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	both := func(args ...string) {
+		t.Helper()
+		var out [2]string
+		var code [2]int
+		for k, program := range []string{peer, link} {
+			cmd := exec.Command(program, args...)
+			cmd.Dir = dir
+			// Each works on a repository of its own, under the same name.
+			for n, a := range cmd.Args {
+				if a == "REPO" {
+					cmd.Args[n] = []string{"peer", "ours"}[k]
+				}
+			}
+			var stdout, stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			cmd.Run()
+			out[k] = strings.NewReplacer("at peer", "at REPO", "at ours", "at REPO").Replace(stdout.String())
+			code[k] = cmd.ProcessState.ExitCode()
+		}
+		if out[0] != out[1] || code[0] != code[1] {
+			t.Errorf("%q:\ncfsctl (%d): %.2000s\nours (%d): %.2000s", args, code[0], out[0], code[1], out[1])
+		}
+	}
+	for _, hash := range []string{"sha256", "sha512"} {
+		for _, format := range []string{"0", "1", "2"} {
+			for _, tree := range []string{"files", "links", "metadata", "names", "selinux"} {
+				for _, flags := range [][]string{{}, {"--bootable"}, {"--no-propagate-usr-to-root"}, {"--xattrs", "keep-user-xattrs"}} {
+					both(append([]string{"--no-repo", "--hash", hash, "--erofs-version", format, "compute-id", tree}, flags...)...)
+				}
+				both("--no-repo", "--hash", hash, "--erofs-version", format, "compute-karg", tree)
+			}
+		}
+	}
+	for _, tree := range []string{"files", "links", "metadata", "names", "selinux"} {
+		both("--no-repo", "--hash", "sha256", "create-dumpfile", "--bootable", tree)
+		both("--no-repo", "create-dumpfile", tree)
+	}
+	both("--repo", "REPO", "init", "--insecure")
+	both("--repo", "REPO", "create-image", "--bootable", "selinux", "name")
+	both("--repo", "REPO", "create-image", "links")
+	both("--repo", "REPO", "create-image", "nowhere")
+	both("--repo", "REPO", "images")
+	both("--repo", "REPO", "images", "--json")
+	both("--repo", "REPO", "images", "--no-trunc")
+	both("--repo", "REPO", "image-objects", "none")
+	both("--repo", "REPO", "dump-files", "refs/name", "/etc/selinux/config", "/usr/bin")
+	both("--repo", "REPO", "dump-files", "--backing-path-only", "refs/name", "/etc/selinux/config", "/usr/bin/su")
+	both("--repo", "REPO", "fsck")
+	both("--repo", "REPO", "gc", "-n")
+	both("--repo", "REPO", "gc")
+	both("--repo", "REPO", "fsck", "--metadata-only")
+	both("--repo", "REPO", "cat", "none")
+	both("--repo", "none", "fsck")
+	both("compute-id")
+	both("--nonsense")
+	// Each reads what the other made.
+	for _, pair := range [][2]string{{peer, "ours"}, {link, "peer"}} {
+		cmd := exec.Command(pair[0], "--repo", pair[1], "fsck")
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "status: ok") {
+			t.Errorf("%q: %v\n%s", cmd.Args, err, out)
+		}
+	}
+}
