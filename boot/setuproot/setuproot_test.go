@@ -231,6 +231,7 @@ func TestMain(m *testing.M) {
 	fail(w.Look())
 	w.Abilities.FloatTrees = w.Abilities.FloatTrees && !strings.Contains(os.Getenv("OLD"), "float")
 	w.Abilities.LayerFD = w.Abilities.LayerFD && !strings.Contains(os.Getenv("OLD"), "fd")
+	w.Abilities.FileErofs = w.Abilities.FileErofs && !strings.Contains(os.Getenv("OLD"), "file")
 	steps, err := w.Plan()
 	fail(err)
 	before, _ := os.ReadFile("/proc/self/mountinfo")
