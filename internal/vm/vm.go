@@ -33,6 +33,7 @@ type Config struct {
 // Machine is a guest that runs.
 type Machine struct {
 	t       testing.TB
+	cancel  func()
 	mu      sync.Mutex
 	console bytes.Buffer
 	seen    int // bytes of the console that patterns have been found in
@@ -73,7 +74,7 @@ func Top(t testing.TB) string {
 }
 
 // slot waits until not more than one other guest runs on this machine.
-func slot(t testing.TB) {
+func slot(t testing.TB) (release func()) {
 	t.Helper()
 	for {
 		for k := range 2 {
@@ -82,8 +83,7 @@ func slot(t testing.TB) {
 				t.Fatal(err)
 			}
 			if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-				t.Cleanup(func() { f.Close() })
-				return
+				return func() { f.Close() }
 			}
 			f.Close()
 		}
@@ -94,7 +94,7 @@ func slot(t testing.TB) {
 // Start starts a guest. It is ended with the test at the latest.
 func Start(t testing.TB, c Config) *Machine {
 	t.Helper()
-	slot(t)
+	release := slot(t)
 	if c.Memory == 0 {
 		c.Memory = 1024
 	}
@@ -119,22 +119,27 @@ func Start(t testing.TB, c Config) *Machine {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	m := &Machine{t: t, ended: make(chan struct{})}
+	m := &Machine{t: t, cancel: cancel, ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = m, m
 	cmd.WaitDelay = time.Second
 	if err := cmd.Start(); err != nil {
 		cancel()
+		release()
 		t.Fatalf("%v: run \"make setup\"", err)
 	}
 	go func() {
 		cmd.Wait()
+		release()
 		close(m.ended)
 	}()
-	t.Cleanup(func() {
-		cancel()
-		<-m.ended
-	})
+	t.Cleanup(m.Stop)
 	return m
+}
+
+// Stop ends the guest, as if its power was cut.
+func (m *Machine) Stop() {
+	m.cancel()
+	<-m.ended
 }
 
 // Write takes what the guest prints.
