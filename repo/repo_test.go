@@ -536,7 +536,7 @@ func TestKilled(t *testing.T) {
 		whole[what] = time.Since(start)
 	}
 	killed := 0
-	for k := range 200 {
+	for k := range 400 {
 		// Each round begins with work to do: a ref less, so that there is garbage, and a tree more.
 		what := []string{"import", "gc"}[k%2]
 		dir := trees[r.IntN(2)]
@@ -558,8 +558,8 @@ func TestKilled(t *testing.T) {
 		}
 		rr.Close()
 	}
-	if killed < 50 {
-		t.Errorf("only %d of 200 were killed before they ended", killed)
+	if killed < 100 {
+		t.Errorf("only %d of 400 were killed before they ended", killed)
 	}
 	last := open(t, path)
 	for _, dir := range trees {

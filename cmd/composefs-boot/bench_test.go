@@ -95,11 +95,6 @@ func TestBench(t *testing.T) {
 	dir := t.TempDir()
 	fmt.Printf("%s, %d processors, flags: %s\n", time.Now().Format("2006-01-02"), runtime.NumCPU(), cpuFlags())
 
-	// The C tool is of another Debian release; its own loader and libraries run it without a chroot's cost.
-	forky := vm.Cache(t, "forky")
-	loader := filepath.Join(forky, "lib64/ld-linux-x86-64.so.2")
-	libraries := filepath.Join(forky, "usr/lib/x86_64-linux-gnu")
-	mkcomposefs := []string{loader, "--library-path", libraries, filepath.Join(forky, "usr/bin/mkcomposefs")}
 	dump := filepath.Join(dir, "dump")
 	if err := os.WriteFile(dump, dumpOf(64_000), 0o644); err != nil {
 		t.Fatal(err)
@@ -109,13 +104,13 @@ func TestBench(t *testing.T) {
 	pair(t, "dumpfile of 64,000 lines to image",
 		func() sample { return measure(t, nil, dump, "/bin/sh", "-c", "exec "+ours+" dump-to-image > "+image) },
 		func() sample {
-			return measure(t, nil, "", append(mkcomposefs, "--from-file", "--min-version=1", dump, image+"2")...)
+			return measure(t, nil, "", vm.Peer(t, "usr/bin/mkcomposefs", "--from-file", "--min-version=1", dump, image+"2").Args...)
 		})
 	if one, two := digestFile(t, image), digestFile(t, image+"2"); one != two {
 		t.Errorf("the images differ: %s and %s", one, two)
 	}
 
-	peer := filepath.Join(filepath.Dir(forky), "cargo/bin/cfsctl")
+	peer := filepath.Join(filepath.Dir(vm.Cache(t, "forky")), "cargo/bin/cfsctl")
 	version, err := exec.Command(peer, "--version").Output()
 	if err != nil {
 		fmt.Println("cfsctl is not there: \"make interop\" builds it")
