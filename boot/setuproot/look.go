@@ -62,12 +62,9 @@ func Probe(image *os.File) Abilities {
 		if image != nil {
 			fs.flag("ro")
 			fs.set("source", procPath(image))
-			mount, err := fs.mount(0)
-			if err == nil {
-				mount.Close()
-			}
+			fs.create()
 			// Kernels that want a block device say so; any other answer comes from reading the file.
-			a.FileErofs = err == nil || !errors.Is(err, unix.ENOTBLK)
+			a.FileErofs = !errors.Is(fs.err, unix.ENOTBLK)
 		}
 		fs.close()
 	}
@@ -82,47 +79,38 @@ func (a *Abilities) probeOverlay() {
 		return
 	}
 	defer root.Close()
-	works := func(configure func(*filesystem)) bool {
-		fs, err := openFS("overlay")
-		if err != nil {
-			return false
-		}
-		defer fs.close()
-		a.Overlay = true
-		configure(fs)
-		return fs.err == nil
-	}
-	// Before Linux 6.5 overlayfs took whatever it was given, and complained at the mount.
-	if works(func(fs *filesystem) { fs.set("no-such-parameter", "x") }) {
+	fs, err := openFS("overlay")
+	if err != nil {
 		return
 	}
-	a.Verity = works(func(fs *filesystem) { fs.set("verity", "require") })
-	a.DataLayers = works(func(fs *filesystem) {
-		fs.set("datadir+", "")
-		if fs.err != nil && !strings.Contains(fs.err.Error(), "nknown parameter") {
-			fs.err = nil // the value is wrong, but the key is known
-		}
-	})
-	a.LayerFD = works(func(fs *filesystem) { fs.layer("lowerdir+", root, true) })
+	defer fs.close()
+	a.Overlay = true
+	set := func(key, value string) error {
+		fs.err = nil
+		fs.set(key, value)
+		return fs.err
+	}
+	// Before Linux 6.5 overlayfs took whatever it was given, and complained at the mount.
+	if set("no-such-parameter", "x") == nil {
+		return
+	}
+	a.Verity = set("verity", "require") == nil
+	err = set("datadir+", "") // the value is wrong; that must be the complaint
+	a.DataLayers = err == nil || !strings.Contains(err.Error(), "nknown parameter")
+	fs.err = nil
+	fs.layer("lowerdir+", root, true)
+	a.LayerFD = fs.err == nil
 }
 
-// floatTrees reports whether a mount can be mounted on one that is not attached.
+// floatTrees reports whether a mount can be mounted on one that is not attached. Any two will do.
 func floatTrees() bool {
 	var mounts [2]*os.File
 	for k := range mounts {
-		fs, err := openFS("tmpfs")
-		if err != nil {
-			return false
-		}
-		mounts[k], err = fs.mount(0)
-		fs.close()
-		if err != nil {
+		var err error
+		if mounts[k], err = cloneTree(unix.AT_FDCWD, "/proc", 0); err != nil {
 			return false
 		}
 		defer mounts[k].Close()
 	}
-	if err := unix.Mkdirat(int(mounts[0].Fd()), "on", 0o755); err != nil {
-		return false
-	}
-	return moveMount(mounts[1], mounts[0], "on") == nil
+	return moveMount(mounts[1], mounts[0], ".") == nil
 }

@@ -153,11 +153,16 @@ func (f *filesystem) layer(key string, dir *os.File, fd bool) {
 	f.set(key, procPath(dir))
 }
 
-// mount makes the mount, attached to nothing.
-func (f *filesystem) mount(attributes int) (*os.File, error) {
+// create makes the file system as it was configured.
+func (f *filesystem) create() {
 	if f.err == nil {
 		f.keep("creating it", unix.FsconfigCreate(f.fd))
 	}
+}
+
+// mount creates the file system and makes a mount of it, attached to nothing.
+func (f *filesystem) mount(attributes int) (*os.File, error) {
+	f.create()
 	if f.err != nil {
 		return nil, f.err
 	}
