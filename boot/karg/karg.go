@@ -6,7 +6,12 @@
 // "?" asks for a boot without verification. The command line is what the firmware, the boot loader or a signature vouches
 // for; but more can be appended to a signed line, by addons or by the machine's SMBIOS tables, so what stands first has to
 // win: of each kind only the first argument counts, though it may be malformed. If both kinds are there, they name images
-// in the order of the line, except that one with "?" never comes before one without.
+// in the order of the line, not in that of their algorithms, or an appended sha512 digest would take the place of a signed
+// sha256 one. Only one with "?" never comes before one without: there is nothing that it could be robbed of.
+//
+// The second image is there for a repository that has an image in one format only. It is booted when the first one is
+// missing on the disk, if it is verified at least as strictly ([Image.MayReplace]). A line that is signed should name one
+// image, or both: then nothing that is appended is a first of its kind.
 package karg
 
 import (

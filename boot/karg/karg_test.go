@@ -156,14 +156,36 @@ func TestGoldenArguments(t *testing.T) {
 	}
 }
 
-// Whatever the line is, what was parsed parses again from its own text, and nothing without verification comes first.
+// The cost of a line grows with its length only.
+func TestLongLines(t *testing.T) {
+	for name, c := range map[string]struct{ line, want string }{
+		"one argument":       {strings.Repeat("x", 1<<20) + " composefs=" + h256, ""},
+		"only spaces":        {strings.Repeat(" ", 1<<20) + "composefs=" + h256, ""},
+		"many arguments":     {strings.Repeat("a ", 1<<19) + "composefs=" + h256, ""},
+		"many of its kind":   {strings.Repeat("composefs="+h256+" ", 1<<13), ""},
+		"long value":         {"composefs=" + strings.Repeat("0", 1<<20), "1048576 characters"},
+		"quote never closed": {`x="` + strings.Repeat("y ", 1<<19) + " composefs=" + h256, karg.ErrNone.Error()},
+	} {
+		got, err := karg.Parse(c.line)
+		switch {
+		case c.want == "" && (err != nil || got.Images[0].String() != "composefs="+h256):
+			t.Errorf("%s: %.300v, %.300v", name, got, err)
+		case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || len(err.Error()) > 600):
+			t.Errorf("%s: %.600v", name, err)
+		}
+	}
+}
+
+// Whatever the line is, what was parsed parses again from its own text, and nothing without verification comes first. And if
+// it is appended to a signed line, no other image is tried first.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{"composefs=" + h256 + " composefs.digest=?v1-sha512-12:" + h512, `"composefs=` + h256 + `"`,
 		"a=\"unterminated composefs=" + h256, "composefs=" + strings.Repeat("x", 1<<12), "\x00composefs=" + h256, "-- " + h256,
-		"composefs=" + h256 + "\r\n", "composefs=" + h256 + " composefs=" + g256, `composefs="` + h256, "=\"=\"  =", "\xa0\xa0"} {
+		"composefs=" + h256 + "\r\n", "composefs=" + h256 + " composefs=" + g256, `composefs="` + h256, "=\"=\"  =", "\xa0\xa0", "composefs.digest=v1-sha512-12:" + g512, "\" composefs=" + g256 + "\""} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
+		appended(t, line)
 		c, err := karg.Parse(line)
 		if err != nil {
 			return
@@ -178,4 +200,24 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func appended(t *testing.T, text string) {
+	t.Helper()
+	for _, signed := range []string{"composefs=" + h256, `composefs.digest="v1-sha512-12:` + h512 + `" x="a b"`,
+		"composefs=?" + g256 + " composefs.digest=v1-sha256-12:" + h256, "composefs.digest=v2-sha256-12:" + h256 + " composefs=" + h512} {
+		before, err := karg.Parse(signed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, err := karg.Parse(signed + " " + text)
+		if err != nil {
+			continue // refused
+		}
+		for k, image := range before.Images {
+			if after.Images[k] != image {
+				t.Errorf("%q after %q: %v", text, signed, after.Images)
+			}
+		}
+	}
 }

@@ -166,8 +166,13 @@ func setup(o options) error {
 	if err != nil {
 		return err
 	}
-	if image, err := w.Choose(); err == nil && !image.Insecure && o.rootFS == "" {
-		report("<6>", fmt.Sprintf("the root is image %v, verified whenever it is read", image.Digest))
+	if image, err := w.Choose(); err == nil && o.rootFS == "" {
+		if first := w.Choice.Images[0]; image != first {
+			warn(o, fmt.Sprintf("image %v is missing on the disk: %v is booted instead", first.Digest, image))
+		}
+		if !image.Insecure {
+			report("<6>", fmt.Sprintf("the root is image %v, verified whenever it is read", image.Digest))
+		}
 	}
 	if o.target == "/sysroot" {
 		keepGPTRoot("/dev/gpt-auto-root", "/run/systemd/volatile-root")
