@@ -204,6 +204,12 @@ kept"`},
 			export SETUPROOT_TEST_CHILD=1 SYSROOT=/sysroot TARGET=/sysroot CMDLINE="` + one + `"
 			export SCRIPT='grep "/sysroot overlay" /proc/self/mounts; ` + sum + `; echo x > etc/small; echo as-$OLD'
 			for OLD in float fd "float fd file"; do export OLD; unshare -m setuproot.test || echo FAILED; done`},
+		{name: "repository-made-in-the-guest", cmdline: one, want: `(?s)verity:    required.*status: ok.*the-same`, after: `
+			composefs-boot init sysroot/new; composefs-boot -q --repo sysroot/new create-image --no-propagate-usr-to-root usr x
+			composefs-boot -q --repo sysroot/new create-image --no-propagate-usr-to-root usr x
+			composefs-boot -q --repo sysroot/new --require-verity fsck
+			composefs-boot --repo sysroot/new mount refs/x /mnt; cmp /mnt/lib/large usr/lib/large; grep -q "/mnt overlay.*verity=require" /proc/mounts
+			umount /mnt; echo the-same`},
 		{name: "no-verity-refused", cmdline: one, before: "cp -a /sysroot/composefs /run/c; umount /sysroot; mount -t tmpfs none /sysroot; mv /run/c /sysroot/composefs",
 			want: `composefs-setup-root: measure it.*fs-verity is not supported`},
 		{name: "no-verity-allowed", cmdline: karg.Make(d.one, 1, true).String(), want: `(?s)composefs-setup-root: image .* is NOT verified.*booted`, after: sum + "; echo booted",
