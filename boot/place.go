@@ -11,36 +11,38 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/composefs-boot/composefs-boot/boot/disk"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 )
 
-// espCluster is the size in bytes by which files on an ESP are counted: the largest that is usual.
-const espCluster = 32 << 10
-
-// NeedsSpace returns how many bytes the plan's files take on a mounted ESP beyond those that are there with the same
-// content size, and how many are free.
-func (p Plan) NeedsSpace(esp string) (need, free int64, err error) {
+// needsSpace returns how many bytes the plan's files take on a mounted ESP, and how many are free. A file that is there
+// already counts as well: while it is replaced, both need their space.
+func (p Plan) needsSpace(esp string) (need, free int64, err error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(esp, &st); err != nil {
 		return 0, 0, &os.PathError{Op: "statfs", Path: esp, Err: err}
 	}
-	for _, f := range p.ESP {
-		// A file that is replaced needs room beside the old one, until that is gone.
-		need += (f.Size + espCluster - 1) / espCluster * espCluster
-		need += espCluster // its directory, perhaps
+	need, err = disk.FATUsage(p.ESPFiles(), int64(st.Bsize))
+	return need, int64(st.Bavail) * st.Bsize, err
+}
+
+// CheckESP tells whether the plan's files have the space that they need.
+func (p Plan) CheckESP(esp string) error {
+	need, free, err := p.needsSpace(esp)
+	if err == nil && need > free {
+		err = fmt.Errorf("%d bytes are needed, only %d are free: remove old boot entries, or use a larger partition", need, free)
 	}
-	return need, int64(st.Bavail) * st.Bsize, nil
+	if err != nil {
+		return fmt.Errorf("%s: %w", esp, err)
+	}
+	return nil
 }
 
 // WriteESP writes the plan's files to a mounted ESP. All of them fit, or nothing is written. Files get their names when they
 // are whole; files of others are left alone.
 func (p Plan) WriteESP(esp string) error {
-	need, free, err := p.NeedsSpace(esp)
-	if err != nil {
+	if err := p.CheckESP(esp); err != nil {
 		return err
-	}
-	if need > free {
-		return fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, or use a larger partition", esp, need, free)
 	}
 	root, err := os.OpenRoot(esp)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -41,9 +42,9 @@ func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Path, f.Ki
 
 // FsckOptions says what is checked.
 type FsckOptions struct {
-	MetadataOnly bool                         // not the content of objects
-	Found        func(Finding)                // called for each finding as it is found, one at a time
-	Progress     func(objects, corrupted int) // called now and then
+	MetadataOnly bool          // not the content of objects
+	Found        func(Finding) // called for each finding as it is found, one at a time
+	Checked      *atomic.Int64 // counts objects as they are checked, if it is not nil
 	Lock         LockOptions
 }
 
@@ -147,8 +148,8 @@ func (c *checker) object(d fsverity.Digest) {
 		c.report.ObjectsBad++
 		c.found(kind, "objects/"+d.ObjectPath(), "%v", err)
 	}
-	if c.o.Progress != nil {
-		c.o.Progress(c.report.Objects, c.report.ObjectsBad)
+	if c.o.Checked != nil {
+		c.o.Checked.Add(1)
 	}
 }
 

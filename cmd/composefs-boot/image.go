@@ -252,76 +252,70 @@ With --from-dumpfile standard input is a composefs dumpfile, and the image is ma
 }
 
 func (a *app) createImage(ctx context.Context, dir, name string, t treeFlags) error {
-	r, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	format, err := a.erofsFormat(r)
-	if err != nil {
-		return usageError{err}
-	}
-	i, err := r.Begin(ctx, a.lock())
-	if err != nil {
-		return err
-	}
-	defer i.Abort()
-	tree, err := a.read(ctx, dir, i, t)
-	if err == nil {
-		err = bootable(tree, scan.Files(dir), dir, t)
-	}
-	if err != nil {
-		return err
-	}
-	d, err := i.PutImage(tree, format, name)
-	if err != nil {
-		return err
-	}
-	if err := i.Commit(); err != nil {
-		return err
-	}
-	if a.json {
-		result := newImageResult(d, format)
-		stats := i.Stats()
-		result.Name, result.Objects, result.Reused, result.Bytes = name, &stats.Objects, &stats.Reused, &stats.Bytes
-		return printJSON(a.out, result)
-	}
-	fmt.Fprintf(a.out, "%v:%v\n", d.Algorithm(), d)
-	return nil
-}
-
-func (a *app) importImage(ctx context.Context, name string, fromDump bool) error {
-	r, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	i, err := r.Begin(ctx, a.lock())
-	if err != nil {
-		return err
-	}
-	defer i.Abort()
-	var d fsverity.Digest
-	if fromDump {
-		tree, err := dumpfile.Read(a.in)
-		if err != nil {
-			return err
-		}
+	return a.withRepo(func(r *repo.Repo) error {
 		format, err := a.erofsFormat(r)
 		if err != nil {
 			return usageError{err}
 		}
-		if d, err = i.PutImage(tree, format, name); err != nil {
+		i, err := r.Begin(ctx, a.lock())
+		if err != nil {
 			return err
 		}
-	} else if d, err = i.PutImageFile(a.in, name); err != nil {
-		return err
-	}
-	if err := i.Commit(); err != nil {
-		return err
-	}
-	fmt.Fprintf(a.out, "%v:%v\n", d.Algorithm(), d)
-	return nil
+		defer i.Abort()
+		tree, err := a.read(ctx, dir, i, t)
+		if err == nil {
+			err = bootable(tree, scan.Files(dir), dir, t)
+		}
+		if err != nil {
+			return err
+		}
+		d, err := i.PutImage(tree, format, name)
+		if err != nil {
+			return err
+		}
+		if err := i.Commit(); err != nil {
+			return err
+		}
+		if a.json {
+			result := newImageResult(d, format)
+			stats := i.Stats()
+			result.Name, result.Objects, result.Reused, result.Bytes = name, &stats.Objects, &stats.Reused, &stats.Bytes
+			return printJSON(a.out, result)
+		}
+		fmt.Fprintf(a.out, "%v:%v\n", d.Algorithm(), d)
+		return nil
+	})
+}
+
+func (a *app) importImage(ctx context.Context, name string, fromDump bool) error {
+	return a.withRepo(func(r *repo.Repo) error {
+		i, err := r.Begin(ctx, a.lock())
+		if err != nil {
+			return err
+		}
+		defer i.Abort()
+		var d fsverity.Digest
+		if fromDump {
+			tree, err := dumpfile.Read(a.in)
+			if err != nil {
+				return err
+			}
+			format, err := a.erofsFormat(r)
+			if err != nil {
+				return usageError{err}
+			}
+			if d, err = i.PutImage(tree, format, name); err != nil {
+				return err
+			}
+		} else if d, err = i.PutImageFile(a.in, name); err != nil {
+			return err
+		}
+		if err := i.Commit(); err != nil {
+			return err
+		}
+		fmt.Fprintf(a.out, "%v:%v\n", d.Algorithm(), d)
+		return nil
+	})
 }
 
 // dumpToImage is the way from a dumpfile to an image without any repository.
@@ -367,34 +361,31 @@ func (a *app) imagesCommand() *cobra.Command {
 	}
 	whole := c.Flags().Bool("no-trunc", false, "print whole digests")
 	c.RunE = func(*cobra.Command, []string) error {
-		r, err := a.open()
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		refs, err := r.Images()
-		if err != nil {
-			return err
-		}
-		result := imagesResult{Images: []imageRef{}}
-		var rows [][]string
-		for _, ref := range refs {
-			result.Images = append(result.Images, imageRef{ref.Name, ref.Target})
-			digest := ref.Target
-			if !*whole && len(digest) > 12 {
-				digest = digest[:12]
+		return a.withRepo(func(r *repo.Repo) error {
+			refs, err := r.Images()
+			if err != nil {
+				return err
 			}
-			rows = append(rows, []string{ref.Name, digest})
-		}
-		if a.json {
-			return printJSON(a.out, result)
-		}
-		if len(rows) == 0 {
-			fmt.Fprintln(a.out, "No images found")
+			result := imagesResult{Images: []imageRef{}}
+			var rows [][]string
+			for _, ref := range refs {
+				result.Images = append(result.Images, imageRef{ref.Name, ref.Target})
+				digest := ref.Target
+				if !*whole && len(digest) > 12 {
+					digest = digest[:12]
+				}
+				rows = append(rows, []string{ref.Name, digest})
+			}
+			if a.json {
+				return printJSON(a.out, result)
+			}
+			if len(rows) == 0 {
+				fmt.Fprintln(a.out, "No images found")
+				return nil
+			}
+			printTable(a.out, []string{"NAME", "DIGEST"}, rows)
 			return nil
-		}
-		printTable(a.out, []string{"NAME", "DIGEST"}, rows)
-		return nil
+		})
 	}
 	return c
 }
@@ -413,28 +404,25 @@ func (a *app) imageObjectsCommand() *cobra.Command {
 		Example: "  composefs-boot --repo r image-objects refs/my-os",
 		Args:    exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			r, err := a.open()
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			tree, _, err := r.ReadImage(args[0])
-			if err != nil {
-				return err
-			}
-			out := bufio.NewWriter(a.out)
-			defer out.Flush()
-			result := imageObjectsResult{Image: args[0], Objects: []string{}}
-			for _, d := range repo.Objects(tree) {
-				result.Objects = append(result.Objects, d.String())
-				if !a.json {
-					fmt.Fprintf(out, "%v:%v\n", d.Algorithm(), d)
+			return a.withRepo(func(r *repo.Repo) error {
+				tree, _, err := r.ReadImage(args[0])
+				if err != nil {
+					return err
 				}
-			}
-			if a.json {
-				return printJSON(out, result)
-			}
-			return nil
+				out := bufio.NewWriter(a.out)
+				defer out.Flush()
+				result := imageObjectsResult{Image: args[0], Objects: []string{}}
+				for _, d := range repo.Objects(tree) {
+					result.Objects = append(result.Objects, d.String())
+					if !a.json {
+						fmt.Fprintf(out, "%v:%v\n", d.Algorithm(), d)
+					}
+				}
+				if a.json {
+					return printJSON(out, result)
+				}
+				return nil
+			})
 		},
 	}
 }
@@ -450,23 +438,20 @@ func (a *app) dumpFilesCommand() *cobra.Command {
 	}
 	backing := c.Flags().Bool("backing-path-only", false, "print where the content is: \"inline\", or the path of the object")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		r, err := a.open()
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		tree, _, err := r.ReadImage(args[0])
-		if err != nil {
-			return err
-		}
-		out := bufio.NewWriter(a.out)
-		defer out.Flush()
-		for _, name := range args[1:] {
-			if err := dumpFiles(out, tree, name, *backing); err != nil {
+		return a.withRepo(func(r *repo.Repo) error {
+			tree, _, err := r.ReadImage(args[0])
+			if err != nil {
 				return err
 			}
-		}
-		return nil
+			out := bufio.NewWriter(a.out)
+			defer out.Flush()
+			for _, name := range args[1:] {
+				if err := dumpFiles(out, tree, name, *backing); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	return c
 }

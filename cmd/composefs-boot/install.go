@@ -318,10 +318,8 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	}
 	if f.esp != "" {
 		// Before anything becomes visible.
-		if need, free, err := plan.NeedsSpace(f.esp); err != nil {
+		if err := plan.CheckESP(f.esp); err != nil {
 			return err
-		} else if need > free {
-			return fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, or use a larger partition", f.esp, need, free)
 		}
 	}
 	if err := i.Commit(); err != nil {
@@ -368,10 +366,8 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags) error
 		return fmt.Errorf("%s: %w", source, err)
 	}
 	if f.esp != "" {
-		if need, free, err := plan.NeedsSpace(f.esp); err != nil {
+		if err := plan.CheckESP(f.esp); err != nil {
 			return err
-		} else if need > free {
-			return fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, or use a larger partition", f.esp, need, free)
 		}
 	}
 	return a.printInstall(newInstallResult(s, plan, f))

@@ -8,6 +8,7 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/boot/karg"
 	"github.com/composefs-boot/composefs-boot/boot/setuproot"
+	"github.com/composefs-boot/composefs-boot/repo"
 )
 
 func (a *app) mountCommand() *cobra.Command {
@@ -29,26 +30,23 @@ and every file are verified. Needs root.`,
 		if (o.Upper == "") != (o.Work == "") || o.Writable && o.Upper == "" {
 			return usageError{errors.New("--upperdir and --workdir go together, and --read-write needs them")}
 		}
-		r, err := a.open()
-		if err != nil {
+		return a.withRepo(func(r *repo.Repo) error {
+			f, d, err := r.OpenImage(args[0])
+			if err != nil {
+				return err
+			}
+			f.Close()
+			steps, err := setuproot.PlanMount(r.Path(), karg.Make(d, 1, !r.RequiresVerity()), args[1], o)
+			if err != nil {
+				return err
+			}
+			if *dry {
+				fmt.Fprint(a.out, setuproot.Format(steps))
+				return nil
+			}
+			_, err = setuproot.Execute(steps)
 			return err
-		}
-		defer r.Close()
-		f, d, err := r.OpenImage(args[0])
-		if err != nil {
-			return err
-		}
-		f.Close()
-		steps, err := setuproot.PlanMount(r.Path(), karg.Make(d, 1, !r.RequiresVerity()), args[1], o)
-		if err != nil {
-			return err
-		}
-		if *dry {
-			fmt.Fprint(a.out, setuproot.Format(steps))
-			return nil
-		}
-		_, err = setuproot.Execute(steps)
-		return err
+		})
 	}
 	return c
 }

@@ -80,7 +80,7 @@ type progressEvent struct {
 	Type  string `json:"type"` // "progress"
 	What  string `json:"what"`
 	Files int64  `json:"files,omitempty"`
-	Bytes int64  `json:"bytes"`
+	Bytes int64  `json:"bytes,omitempty"`
 	Total int64  `json:"total,omitempty"` // of bytes, if known
 }
 
@@ -136,7 +136,9 @@ func (e progressEvent) String() string {
 	if e.Files > 0 {
 		text += fmt.Sprintf(" %d files", e.Files)
 	}
-	text += " " + size(e.Bytes)
+	if e.Bytes > 0 {
+		text += " " + size(e.Bytes)
+	}
 	if e.Total > 0 {
 		text += " of " + size(e.Total)
 	}

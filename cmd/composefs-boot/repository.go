@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -120,36 +121,33 @@ time under the name cfsctl. Nothing is removed if an image or stream cannot be r
 	}
 	grace := c.Flags().Duration("grace", margins.Objects, "keep what changed less than this `TIME` ago")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		r, err := a.open()
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		margins.Objects = *grace
-		plan, err := r.GC(c.Context(), repo.GCOptions{Roots: *roots, Margins: margins, Lock: a.lock(), DryRun: *dry})
-		if err != nil {
-			return err
-		}
-		if a.json {
-			odd := append([]string{}, plan.Odd...)
-			return printJSON(a.out, gcResult{*dry, len(plan.Objects), plan.Bytes, len(plan.Images), len(plan.Streams),
-				len(plan.Temporary), plan.Recent, odd})
-		}
-		if *dry {
-			fmt.Fprintln(a.out, "Dry run (no files deleted):")
-		}
-		fmt.Fprintf(a.out, "Objects: %d removed (%d bytes)\n", len(plan.Objects), plan.Bytes)
-		// cfsctl does not see beforehand which names will lead nowhere.
-		if (len(plan.Images) > 0 || len(plan.Streams) > 0) && !(*dry && a.name == "cfsctl") {
-			fmt.Fprintf(a.out, "Pruned symlinks: %d images, %d streams\n", len(plan.Images), len(plan.Streams))
-		}
-		if plan.Recent > 0 {
-			fmt.Fprintf(a.out, "Kept for now: %d objects that changed less than %v ago\n", plan.Recent, *grace)
-		}
-		for _, name := range plan.Odd {
-			fmt.Fprintf(a.err, "%s: not of this repository, left alone\n", name)
-		}
-		return nil
+		return a.withRepo(func(r *repo.Repo) error {
+			margins.Objects = *grace
+			plan, err := r.GC(c.Context(), repo.GCOptions{Roots: *roots, Margins: margins, Lock: a.lock(), DryRun: *dry})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				odd := append([]string{}, plan.Odd...)
+				return printJSON(a.out, gcResult{*dry, len(plan.Objects), plan.Bytes, len(plan.Images), len(plan.Streams),
+					len(plan.Temporary), plan.Recent, odd})
+			}
+			if *dry {
+				fmt.Fprintln(a.out, "Dry run (no files deleted):")
+			}
+			fmt.Fprintf(a.out, "Objects: %d removed (%d bytes)\n", len(plan.Objects), plan.Bytes)
+			// cfsctl does not see beforehand which names will lead nowhere.
+			if (len(plan.Images) > 0 || len(plan.Streams) > 0) && !(*dry && a.name == "cfsctl") {
+				fmt.Fprintf(a.out, "Pruned symlinks: %d images, %d streams\n", len(plan.Images), len(plan.Streams))
+			}
+			if plan.Recent > 0 {
+				fmt.Fprintf(a.out, "Kept for now: %d objects that changed less than %v ago\n", plan.Recent, *grace)
+			}
+			for _, name := range plan.Odd {
+				fmt.Fprintf(a.err, "%s: not of this repository, left alone\n", name)
+			}
+			return nil
+		})
 	}
 	return c
 }
@@ -188,49 +186,43 @@ The exit code is 1 if something is wrong; with --json it is 0 if the check itsel
 	}
 	metadata := c.Flags().Bool("metadata-only", false, "do not look at the content of objects")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		r, err := a.open()
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		checked := 0
-		var p *progress
-		report, err := func() (repo.FsckReport, error) {
-			p = a.startProgress(func() progressEvent { return progressEvent{What: "checking", Files: int64(checked)} })
-			defer p.end()
-			return r.Fsck(c.Context(), repo.FsckOptions{MetadataOnly: *metadata, Lock: a.lock()})
-		}()
-		if err != nil {
-			return err
-		}
-		if a.json {
-			result := fsckResult{OK: report.OK(), HasMetadata: true, ObjectsChecked: report.Objects, ObjectsCorrupt: report.ObjectsBad,
-				StreamsChecked: report.Streams, StreamsCorrupt: report.StreamsBad, ImagesChecked: report.Images,
-				ImagesCorrupt: report.ImagesBad, BrokenLinks: report.BrokenLinks, MissingObjects: report.MissingObjects,
-				Errors: []string{}, VerityRequired: r.RequiresVerity(), MetadataOnly: *metadata, Findings: []repo.Finding{}}
-			for _, f := range report.Findings {
-				result.Errors = append(result.Errors, f.String())
-				result.Findings = append(result.Findings, f)
+		return a.withRepo(func(r *repo.Repo) error {
+			var checked atomic.Int64
+			p := a.startProgress(func() progressEvent { return progressEvent{What: "checking", Files: checked.Load()} })
+			report, err := r.Fsck(c.Context(), repo.FsckOptions{MetadataOnly: *metadata, Lock: a.lock(), Checked: &checked})
+			p.end()
+			if err != nil {
+				return err
 			}
-			return printJSON(a.out, result)
-		}
-		fmt.Fprintln(a.out, "meta.json: ok")
-		for _, kind := range []struct {
-			name       string
-			total, bad int
-		}{{"objects", report.Objects, report.ObjectsBad}, {"streams", report.Streams, report.StreamsBad},
-			{"images", report.Images, report.ImagesBad}} {
-			fmt.Fprintf(a.out, "%s: %d/%d ok\n", kind.name, kind.total-kind.bad, kind.total)
-		}
-		if report.OK() {
-			fmt.Fprintln(a.out, "status: ok")
-			return nil
-		}
-		fmt.Fprintln(a.out, "status: corrupted")
-		for _, f := range report.Findings {
-			fmt.Fprintln(a.out, "  ", f)
-		}
-		return fmt.Errorf("%s: %w: %d findings", r.Path(), errCorrupt, len(report.Findings))
+			if a.json {
+				result := fsckResult{OK: report.OK(), HasMetadata: true, ObjectsChecked: report.Objects, ObjectsCorrupt: report.ObjectsBad,
+					StreamsChecked: report.Streams, StreamsCorrupt: report.StreamsBad, ImagesChecked: report.Images,
+					ImagesCorrupt: report.ImagesBad, BrokenLinks: report.BrokenLinks, MissingObjects: report.MissingObjects,
+					Errors: []string{}, VerityRequired: r.RequiresVerity(), MetadataOnly: *metadata, Findings: []repo.Finding{}}
+				for _, f := range report.Findings {
+					result.Errors = append(result.Errors, f.String())
+					result.Findings = append(result.Findings, f)
+				}
+				return printJSON(a.out, result)
+			}
+			fmt.Fprintln(a.out, "meta.json: ok")
+			for _, kind := range []struct {
+				name       string
+				total, bad int
+			}{{"objects", report.Objects, report.ObjectsBad}, {"streams", report.Streams, report.StreamsBad},
+				{"images", report.Images, report.ImagesBad}} {
+				fmt.Fprintf(a.out, "%s: %d/%d ok\n", kind.name, kind.total-kind.bad, kind.total)
+			}
+			if report.OK() {
+				fmt.Fprintln(a.out, "status: ok")
+				return nil
+			}
+			fmt.Fprintln(a.out, "status: corrupted")
+			for _, f := range report.Findings {
+				fmt.Fprintln(a.out, "  ", f)
+			}
+			return fmt.Errorf("%s: %w: %d findings", r.Path(), errCorrupt, len(report.Findings))
+		})
 	}
 	return c
 }
@@ -243,32 +235,29 @@ func (a *app) catCommand() *cobra.Command {
 		Example: "  composefs-boot --repo r cat oci-config-sha256:DIGEST",
 		Args:    exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			r, err := a.open()
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			d, err := r.StreamObject(args[0])
-			if err != nil {
-				return err
-			}
-			f, err := r.OpenObject(d)
-			if err != nil {
-				return err
-			}
-			defer f.Close()
-			if err := r.Verify(f, d); err != nil {
-				return fmt.Errorf("stream %q: %w", args[0], err)
-			}
-			info, err := f.Stat()
-			if err != nil {
-				return err
-			}
-			s, err := splitstream.Open(f, info.Size(), r.Algorithm())
-			if err != nil {
-				return fmt.Errorf("stream %q: %w", args[0], err)
-			}
-			return s.WriteTo(a.out, func(d fsverity.Digest) (io.ReadCloser, error) { return r.OpenObject(d) })
+			return a.withRepo(func(r *repo.Repo) error {
+				d, err := r.StreamObject(args[0])
+				if err != nil {
+					return err
+				}
+				f, err := r.OpenObject(d)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				if err := r.Verify(f, d); err != nil {
+					return fmt.Errorf("stream %q: %w", args[0], err)
+				}
+				info, err := f.Stat()
+				if err != nil {
+					return err
+				}
+				s, err := splitstream.Open(f, info.Size(), r.Algorithm())
+				if err != nil {
+					return fmt.Errorf("stream %q: %w", args[0], err)
+				}
+				return s.WriteTo(a.out, func(d fsverity.Digest) (io.ReadCloser, error) { return r.OpenObject(d) })
+			})
 		},
 	}
 }
@@ -280,17 +269,14 @@ func (a *app) transactionCommand() *cobra.Command {
 		Long:  "Hold the lock that keeps garbage collection away, until the program is interrupted.",
 		Args:  exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			r, err := a.open()
-			if err != nil {
-				return err
-			}
-			defer r.Close()
-			release, err := r.LockShared(c.Context(), a.lock())
-			if err != nil {
-				return err
-			}
-			defer release()
-			return sleep(c.Context())
+			return a.withRepo(func(r *repo.Repo) error {
+				release, err := r.LockShared(c.Context(), a.lock())
+				if err != nil {
+					return err
+				}
+				defer release()
+				return sleep(c.Context())
+			})
 		},
 	}
 }

@@ -126,6 +126,16 @@ func (a *app) open() (*repo.Repo, error) {
 	return r, nil
 }
 
+// withRepo calls f with the open repository.
+func (a *app) withRepo(f func(*repo.Repo) error) error {
+	r, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return f(r)
+}
+
 // algorithm and erofsFormat are what the flags say, or what the repository says, if r is not nil, or the default.
 func (a *app) algorithm(r *repo.Repo) (fsverity.Algorithm, error) {
 	switch {
