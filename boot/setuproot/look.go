@@ -57,7 +57,12 @@ func Probe(image *os.File) Abilities {
 	if unix.Uname(&name) == nil {
 		a.Explanation = " (" + unix.ByteSliceToString(name.Release[:]) + ")"
 	}
-	if fs, err := openFS("erofs"); err == nil {
+	fs, err := openFS("erofs")
+	if errors.Is(err, unix.EPERM) {
+		a.NotAllowed = true
+		return a
+	}
+	if err == nil {
 		a.Erofs = true
 		if image != nil {
 			fs.flag("ro")

@@ -33,6 +33,7 @@ type Abilities struct {
 	DataLayers  bool   // overlayfs knows data-only layers, one by one: Linux 6.7
 	LayerFD     bool   // overlayfs takes layers as descriptors: Linux 6.13; before that as paths
 	FileErofs   bool   // EROFS mounts a file without a loop device: Linux 6.12
+	NotAllowed  bool   // the caller may not mount: nothing else is known
 	FloatTrees  bool   // mounts can be put together before they are attached: Linux 6.15
 	Explanation string // which kernel it is
 }
@@ -126,6 +127,8 @@ func (w World) Plan() ([]Step, error) {
 func (a Abilities) enough(image karg.Image) error {
 	lacks := ""
 	switch {
+	case a.NotAllowed:
+		return refuse("mounting is not permitted: it needs root")
 	case !a.Erofs:
 		lacks = "the file system erofs (module erofs)"
 	case !a.Overlay:

@@ -198,6 +198,7 @@ func TestKernelsThatLackSomething(t *testing.T) {
 		{"composefs=?" + weak, without(func(a *Abilities) { a.Verity = false }), ""},
 		{"composefs=" + weak, without(func(a *Abilities) { a.Erofs = false }), "module erofs"},
 		{"composefs=" + weak, without(func(a *Abilities) { a.Overlay = false }), "module overlay"},
+		{"composefs=" + weak, Abilities{NotAllowed: true}, "needs root"},
 	} {
 		_, err := world(t, c.cmdline, c.a, true).Plan()
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
@@ -226,6 +227,9 @@ func TestMain(m *testing.M) {
 	w := World{Config: config, Sysroot: os.Getenv("SYSROOT"), Target: os.Getenv("TARGET"), RootFS: os.Getenv("ROOTFS")}
 	// That /sysroot is a mount is what a target that is replaced relies on.
 	fail(unix.Mount(w.Sysroot, w.Sysroot, "", unix.MS_BIND, ""))
+	if os.Getenv("RO") != "" {
+		fail(unix.Mount("", w.Sysroot, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	}
 	w.Choice, err = karg.Parse(os.Getenv("CMDLINE"))
 	fail(err)
 	fail(w.Look())
@@ -497,6 +501,27 @@ func TestRefusals(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(elsewhere); len(left) != 0 {
 		t.Errorf("something was written through a planted link: %v", left)
+	}
+}
+
+// A physical root that is mounted read-only has no place for changes, and the way out is said.
+func TestReadOnlyPhysicalRoot(t *testing.T) {
+	for _, old := range []string{"", "float fd"} {
+		m := newMachine(t)
+		for name, c := range map[string]struct{ config, want string }{
+			"no state":  {"", "is missing, and the physical root is mounted read-only: add \"rw\""},
+			"in memory": {"[etc]\nmount = \"transient\"\n[var]\nmount = \"none\"", "fine\n"},
+		} {
+			out := m.run(t, "RO=1", "OLD="+old, "CONFIG="+c.config, "SCRIPT=echo x > etc/new; ! touch sysroot/x 2>/dev/null; echo fine")
+			if !strings.Contains(out, c.want) || strings.Contains(out, "LEFT BEHIND") {
+				t.Errorf("%s, without %q: %s", name, old, out)
+			}
+		}
+		m.run(t) // makes the state
+		out := m.run(t, "RO=1", "OLD="+old)
+		if !strings.Contains(out, "ERROR") || !strings.Contains(out, "read-only: add \"rw\"") {
+			t.Errorf("with state, without %q: %s", old, out)
+		}
 	}
 }
 
