@@ -50,6 +50,7 @@ type spec struct {
 	where    string // file and line, for errors
 	expr     string // "" if prefix and rest say all
 	prefix   string // text that every matching path begins with
+	suffix   string // text that it ends with, if rest is restExpr
 	rest     rest
 
 	once    sync.Once
@@ -202,6 +203,9 @@ func (p *Policy) index() {
 	for k := len(p.specs) - 1; k >= 0; k-- {
 		s := &p.specs[k]
 		s.prefix, s.rest = analyze(s.expr)
+		if s.rest == restExpr {
+			s.suffix = literalEnd(s.expr)
+		}
 		p.byStart[s.prefix] = append(p.byStart[s.prefix], k)
 	}
 	seen := map[int]bool{}
@@ -214,28 +218,42 @@ func (p *Policy) index() {
 	slices.Sort(p.lengths)
 }
 
+const (
+	special     = `\.+*?^$()[]{}|`
+	quantifiers = "?*{+"
+)
+
+// literal reads a character that stands for itself at position k, with its backslash if it has one. It returns the position
+// after it, or k if there is none.
+func literal(expr string, k int) (c byte, next int) {
+	switch {
+	case expr[k] == '\\':
+		if k+1 < len(expr) && strings.IndexByte(special+`-/ @:=,;~#&%!"'<>`, expr[k+1]) >= 0 {
+			return expr[k+1], k + 2
+		}
+		return 0, k
+	case strings.IndexByte(special, expr[k]) >= 0:
+		return 0, k
+	}
+	return expr[k], k + 1
+}
+
 // analyze finds the plain text that an expression begins with, and whether what follows it is simple.
 func analyze(expr string) (prefix string, r rest) {
+	// An alternative outside of parentheses could begin with anything.
+	if alternatives(expr) {
+		return "", restExpr
+	}
 	var text []byte
 	k := 0
 	for k < len(expr) {
-		c, next := expr[k], k+1
-		if c == '\\' && next < len(expr) && strings.IndexByte(`.+*?^$()[]{}|\-/ @:=,;~#&%!"'<>`, expr[next]) >= 0 {
-			c = expr[next]
-			next++
-		} else if strings.IndexByte(`\.+*?^$()[]{}|`, c) >= 0 {
-			break
-		}
+		c, next := literal(expr, k)
 		// A quantifier takes this character back.
-		if next < len(expr) && strings.IndexByte("?*{+", expr[next]) >= 0 {
+		if next == k || next < len(expr) && strings.IndexByte(quantifiers, expr[next]) >= 0 {
 			break
 		}
 		text = append(text, c)
 		k = next
-	}
-	// An alternative outside of parentheses could begin with anything.
-	if alternatives(expr) {
-		return "", restExpr
 	}
 	switch expr[k:] {
 	case "":
@@ -248,6 +266,42 @@ func analyze(expr string) (prefix string, r rest) {
 		return string(text), restSomething
 	}
 	return string(text), restExpr
+}
+
+// literalEnd finds the plain text that an expression ends with.
+func literalEnd(expr string) string {
+	if alternatives(expr) || strings.Contains(expr, `\Q`) {
+		return ""
+	}
+	var text []byte
+	class := false
+	for k := 0; k < len(expr); {
+		c, next := literal(expr, k)
+		switch {
+		case class:
+			if expr[k] == '\\' {
+				k++
+			}
+			class = k >= len(expr) || expr[k] != ']'
+			next, text = k+1, text[:0]
+		case next == k:
+			class = expr[k] == '['
+			if expr[k] == '{' {
+				// The numbers of a quantifier are not text.
+				if end := strings.IndexByte(expr[k:], '}'); end > 0 {
+					k += end
+				}
+			}
+			if expr[k] == '\\' {
+				k++
+			}
+			next, text = k+1, text[:0]
+		default:
+			text = append(text, c)
+		}
+		k = next
+	}
+	return string(text)
 }
 
 func alternatives(expr string) bool {
@@ -283,6 +337,9 @@ func (s *spec) matches(path string) (bool, error) {
 		return !strings.Contains(after, "\n"), nil
 	case restSomething:
 		return after != "" && !strings.Contains(after, "\n"), nil
+	}
+	if !strings.HasSuffix(path, s.suffix) {
+		return false, nil
 	}
 	s.once.Do(func() {
 		whole := "^(?:" + s.expr + ")$"
