@@ -36,7 +36,8 @@ func Kernels(t testing.TB) map[string]Kernel {
 		if name == "6.1" {
 			k.Image = Cache(t, "kernel-6.1/boot/vmlinuz-"+k.Version)
 		}
-		if !strings.HasPrefix(k.Version, name) {
+		// forky is not released yet: its kernel moves on from 7.2.
+		if !strings.HasPrefix(k.Version, map[string]string{"6.1": "6.1.", "6.12": "6.12.", "7.2": "7."}[name]) {
 			t.Fatalf("%s: kernel %s, want %s", modules, k.Version, name)
 		}
 		kernels[name] = k
