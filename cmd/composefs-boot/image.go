@@ -125,8 +125,8 @@ func (a *app) openIfThere() (*repo.Repo, error) {
 // imageResult is what the commands print as JSON that make an image or its name.
 type imageResult struct {
 	Digest string `json:"digest"`
-	Karg   string `json:"karg"`
-	Format string `json:"format"`
+	Karg   string `json:"karg,omitempty"`
+	Format string `json:"format,omitempty"`
 	Name   string `json:"name,omitempty"`
 
 	Objects *int   `json:"objects_new,omitempty"`
@@ -312,6 +312,9 @@ func (a *app) importImage(ctx context.Context, name string, fromDump bool) error
 		}
 		if err := i.Commit(); err != nil {
 			return err
+		}
+		if a.json {
+			return printJSON(a.out, imageResult{Digest: d.String(), Name: name})
 		}
 		fmt.Fprintf(a.out, "%v:%v\n", d.Algorithm(), d)
 		return nil

@@ -117,6 +117,19 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 	return a.installRoot(ctx, source, f)
 }
 
+// config is what a new repository is made with.
+func (a *app) config(insecure bool) (repo.Config, error) {
+	alg, err := a.algorithm(nil)
+	if err != nil {
+		return repo.Config{}, usageError{err}
+	}
+	format, err := a.erofsFormat(nil)
+	if err != nil {
+		return repo.Config{}, usageError{err}
+	}
+	return repo.Config{Algorithm: alg, Format: format, Insecure: insecure}, nil
+}
+
 // objectsOf opens the contents of files that an import has made visible.
 func objectsOf(r *repo.Repo) fstree.Open {
 	return func(name string, inode *fstree.Inode) (io.ReadCloser, error) {
@@ -128,44 +141,43 @@ func objectsOf(r *repo.Repo) fstree.Open {
 	}
 }
 
-// makeSystem reads the source into the repository and makes its image. Commit is left to the caller: until then files are
-// opened in the source.
-func (a *app) makeSystem(ctx context.Context, source string, r *repo.Repo, i *repo.Import) (boot.System, *fstree.Tree, error) {
-	fromSource := scan.Files(source)
-	s := boot.System{Open: fromSource}
-	tree, err := a.read(ctx, source, i, treeFlags{xattrs: fstree.XattrsAllowlist.String()})
+// readSystem reads the source, whose large files go to the sink, and makes it bootable. Its files are opened in the source.
+func (a *app) readSystem(ctx context.Context, source string, sink fstree.Sink) (boot.System, error) {
+	s := boot.System{Open: scan.Files(source)}
+	var err error
+	if s.Tree, err = a.read(ctx, source, sink, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
+		return s, err
+	}
+	// Before /boot is emptied.
+	if s.Resources, err = boot.FindResources(s.Tree, s.Open); err != nil {
+		return s, fmt.Errorf("%s: %w", source, err)
+	}
+	if s.Release, err = boot.ReadOSRelease(s.Tree, s.Open); err != nil {
+		return s, fmt.Errorf("%s: %w", source, err)
+	}
+	return s, bootable(s.Tree, s.Open, source, treeFlags{bootable: true})
+}
+
+// putSystem reads the source into a repository and makes its image, with a ref that keeps it. Commit is left to the caller.
+func (a *app) putSystem(ctx context.Context, source string, r *repo.Repo, i *repo.Import) (boot.System, error) {
+	s, err := a.readSystem(ctx, source, i)
 	if err != nil {
-		return s, nil, err
+		return s, err
 	}
-	if s.Resources, err = boot.FindResources(tree, fromSource); err != nil {
-		return s, nil, fmt.Errorf("%s: %w", source, err)
-	}
-	if s.Release, err = boot.ReadOSRelease(tree, fromSource); err != nil {
-		return s, nil, fmt.Errorf("%s: %w", source, err)
-	}
-	// The transform replaces directories' entries and labels inodes; what /var begins with is taken from the result, so
-	// that it is labelled, and the kernels are found before.
-	if err := bootable(tree, fromSource, source, treeFlags{bootable: true}); err != nil {
-		return s, nil, err
-	}
-	s.Tree = tree
 	if s.Format, err = a.erofsFormat(r); err != nil {
-		return s, nil, usageError{err}
+		return s, usageError{err}
 	}
-	if s.Digest, err = i.PutImage(tree, s.Format, ""); err != nil {
-		return s, nil, err
+	if s.Digest, err = i.PutImage(s.Tree, s.Format, ""); err != nil {
+		return s, err
 	}
-	return s, tree, i.Name(s.Digest, "deploy/"+s.Digest.String())
+	return s, i.Name(s.Digest, "deploy/"+s.Digest.String())
 }
 
 func (a *app) installDisk(ctx context.Context, source string, f installFlags) (err error) {
-	alg, err := a.algorithm(nil)
+	// The build machine's file system may be without fs-verity; the disk's root gets it in any case.
+	config, err := a.config(true)
 	if err != nil {
-		return usageError{err}
-	}
-	format, err := a.erofsFormat(nil)
-	if err != nil {
-		return usageError{err}
+		return err
 	}
 	work := f.work
 	if work == "" {
@@ -177,8 +189,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	}
 	defer os.RemoveAll(staging)
 	repository := filepath.Join(staging, "composefs")
-	// The build machine's file system may be without fs-verity; the disk's root gets it in any case.
-	if _, err := repo.Init(repository, repo.Config{Algorithm: alg, Format: format, Insecure: true}); err != nil {
+	if _, err := repo.Init(repository, config); err != nil {
 		return err
 	}
 	r, err := repo.Open(repository, repo.Options{})
@@ -191,7 +202,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 		return err
 	}
 	defer i.Abort()
-	s, tree, err := a.makeSystem(ctx, source, r, i)
+	s, err := a.putSystem(ctx, source, r, i)
 	if err != nil {
 		return err
 	}
@@ -215,7 +226,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	if err != nil {
 		return err
 	}
-	when, err := sourceDate(tree)
+	when, err := sourceDate(s.Tree)
 	if err != nil {
 		return err
 	}
@@ -285,16 +296,12 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if f.dry {
 		return a.planRoot(ctx, source, f)
 	}
-	alg, err := a.algorithm(nil)
+	config, err := a.config(f.insecure)
 	if err != nil {
-		return usageError{err}
-	}
-	format, err := a.erofsFormat(nil)
-	if err != nil {
-		return usageError{err}
+		return err
 	}
 	if _, err := os.Stat(filepath.Join(path, "meta.json")); errors.Is(err, os.ErrNotExist) {
-		if _, err := repo.Init(path, repo.Config{Algorithm: alg, Format: format, Insecure: f.insecure}); err != nil {
+		if _, err := repo.Init(path, config); err != nil {
 			return err
 		}
 	}
@@ -308,7 +315,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 		return err
 	}
 	defer i.Abort()
-	s, _, err := a.makeSystem(ctx, source, r, i)
+	s, err := a.putSystem(ctx, source, r, i)
 	if err != nil {
 		return err
 	}
@@ -338,27 +345,16 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 
 // planRoot is the dry run of installRoot: nothing is stored, and nothing below the root is touched.
 func (a *app) planRoot(ctx context.Context, source string, f installFlags) error {
-	alg, err := a.algorithm(nil)
+	config, err := a.config(f.insecure)
 	if err != nil {
-		return usageError{err}
-	}
-	s := boot.System{Open: scan.Files(source)}
-	if s.Tree, err = a.read(ctx, source, scan.Digests(alg), treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
 		return err
 	}
-	if s.Resources, err = boot.FindResources(s.Tree, s.Open); err != nil {
-		return fmt.Errorf("%s: %w", source, err)
-	}
-	if s.Release, err = boot.ReadOSRelease(s.Tree, s.Open); err != nil {
-		return fmt.Errorf("%s: %w", source, err)
-	}
-	if err := bootable(s.Tree, s.Open, source, treeFlags{bootable: true}); err != nil {
+	s, err := a.readSystem(ctx, source, scan.Digests(config.Algorithm))
+	if err != nil {
 		return err
 	}
-	if s.Format, err = a.erofsFormat(nil); err != nil {
-		return usageError{err}
-	}
-	if s.Digest, err = imageDigest(s.Tree, s.Format, alg); err != nil {
+	s.Format = config.Format
+	if s.Digest, err = imageDigest(s.Tree, s.Format, config.Algorithm); err != nil {
 		return err
 	}
 	plan, err := f.planFor(s)

@@ -7,6 +7,7 @@ import (
 	"compress/gzip"
 	"embed"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -48,6 +49,8 @@ type Image struct {
 type Tree struct {
 	Modes map[string]map[string]map[string]string
 	Karg  map[string]string
+	// CTool: options of mkcomposefs, "" for none -> "v0" or "v1" -> image digest, sha256.
+	CTool map[string]map[string]string
 }
 
 // UnmarshalJSON tells the modes from the other keys.
@@ -57,6 +60,7 @@ func (t *Tree) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	t.Modes = map[string]map[string]map[string]string{}
+	t.CTool = map[string]map[string]string{}
 	for key, value := range raw {
 		switch key {
 		case "karg":
@@ -69,6 +73,13 @@ func (t *Tree) UnmarshalJSON(b []byte) error {
 				return err
 			}
 			t.Modes[key] = m
+		default:
+			options, ok := strings.CutPrefix(key, "mkcomposefs")
+			var m map[string]string
+			if !ok || json.Unmarshal(value, &m) != nil {
+				return fmt.Errorf("tree vectors: %s", key)
+			}
+			t.CTool[strings.TrimSpace(options)] = m
 		}
 	}
 	return nil

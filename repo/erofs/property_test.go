@@ -9,13 +9,13 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
 
 	"github.com/composefs-boot/composefs-boot/internal/golden"
+	"github.com/composefs-boot/composefs-boot/internal/vm"
 	"github.com/composefs-boot/composefs-boot/repo/dumpfile"
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
@@ -83,10 +83,6 @@ func text(t *testing.T, tree *fstree.Tree) string {
 
 // Any tree comes back from its image, the image from the tree, and fsck.erofs has no complaint.
 func TestRandomTrees(t *testing.T) {
-	fsck, err := exec.LookPath("fsck.erofs")
-	if err != nil {
-		t.Fatal("fsck.erofs: not found: apt-get install erofs-utils")
-	}
 	file := filepath.Join(t.TempDir(), "image")
 	for seed := range 60 {
 		r := rand.New(rand.NewPCG(uint64(seed), 1))
@@ -114,7 +110,7 @@ func TestRandomTrees(t *testing.T) {
 				if err := os.WriteFile(file, img.Bytes(), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				if out, err := exec.Command(fsck, file).CombinedOutput(); err != nil {
+				if out, err := vm.Peer(t, "usr/bin/fsck.erofs", file).CombinedOutput(); err != nil {
 					t.Errorf("seed %d %v: fsck.erofs: %v\n%s", seed, format, err, out)
 				}
 			}
