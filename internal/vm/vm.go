@@ -41,7 +41,7 @@ type Machine struct {
 }
 
 // slowest is how long a guest may take for anything; these machines are emulated, and may share the host.
-const slowest = 4 * time.Minute
+const slowest = 6 * time.Minute
 
 // Cache returns a path below the cache that internal/setup fills, and fails the test if it is not there.
 func Cache(t testing.TB, name string) string {
