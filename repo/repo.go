@@ -24,6 +24,7 @@ package repo
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,6 +69,8 @@ type Repo struct {
 	meta     Meta
 	verity   bool   // objects must have fs-verity enabled
 	readOnly string // why it cannot be changed
+
+	digesters sync.Pool // of *fsverity.Digester, with their buffers
 
 	mu       sync.Mutex
 	locks    int                      // shared locks that this process holds
@@ -125,6 +128,7 @@ func (r *Repo) open(o Options) error {
 		}
 		return err
 	}
+	r.digesters.New = func() any { return fsverity.NewDigester(r.meta.algorithm) }
 	if unknown := r.meta.unknown(); unknown != "" {
 		r.readOnly = "it has features that this program does not know: " + unknown
 	}
@@ -242,9 +246,16 @@ func (r *Repo) Verify(f *os.File, want fsverity.Digest) error {
 		if !info.Mode().IsRegular() {
 			return ErrCorrupt
 		}
-		if got, _, err = fsverity.OfReader(want.Algorithm(), newSection(f)); err != nil {
+		if want.Algorithm() != r.Algorithm() {
+			return ErrCorrupt
+		}
+		d := r.digesters.Get().(*fsverity.Digester)
+		defer r.digesters.Put(d)
+		d.Reset()
+		if _, err := d.ReadFrom(io.NewSectionReader(f, 0, info.Size())); err != nil {
 			return err
 		}
+		got = d.Sum()
 	} else if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -139,7 +138,5 @@ func readlink(dir *os.File, name string) (string, error) {
 	}
 	return string(buf[:n]), nil
 }
-
-func newSection(f *os.File) io.Reader { return io.NewSectionReader(f, 0, 1<<62) }
 
 var errChanged = errors.New("changed while it was read")
