@@ -19,16 +19,18 @@ import (
 // Kind says what is wrong.
 type Kind string
 
-// The kinds of findings.
+// The kinds of findings, in the words of cfsctl.
 const (
-	ObjectCorrupt  Kind = "object-corrupt"   // the content has another digest than the name
-	ObjectNoVerity Kind = "object-no-verity" // the repository requires fs-verity, and the object has none
-	ObjectOdd      Kind = "object-odd"       // a file in objects/ that is not an object
-	ObjectMissing  Kind = "object-missing"   // an image or stream refers to an object that is not there
-	LinkBroken     Kind = "link-broken"      // a name leads nowhere, or to the wrong place
-	ImageCorrupt   Kind = "image-corrupt"    // an image that cannot be read
-	StreamCorrupt  Kind = "stream-corrupt"   // a stream that cannot be read
-	Unreadable     Kind = "unreadable"       // the check itself failed for this file
+	ObjectCorrupt       Kind = "object-digest-mismatch" // the content has another digest than the name
+	ObjectNoVerity      Kind = "object-verity-missing"  // the repository requires fs-verity, and the object has none
+	ObjectOdd           Kind = "object-invalid-name"    // a file in objects/ that is not an object
+	ObjectUnreadable    Kind = "object-open-failed"     // the check itself failed for this object
+	ImageObjectMissing  Kind = "image-missing-object"   // an image refers to an object that is not there
+	StreamObjectMissing Kind = "missing-object-ref"     // a stream does
+	LinkBroken          Kind = "broken-symlink"         // a name leads nowhere, or to the wrong place
+	NotLink             Kind = "entry-not-symlink"      // a name that is no symbolic link
+	ImageCorrupt        Kind = "image-invalid"          // an image that cannot be read
+	StreamCorrupt       Kind = "stream-read-failed"     // a stream that cannot be read
 )
 
 // Finding is one thing that is wrong.
@@ -38,7 +40,8 @@ type Finding struct {
 	Detail string `json:"detail"`
 }
 
-func (f Finding) String() string { return fmt.Sprintf("%s: %s: %s", f.Path, f.Kind, f.Detail) }
+// String is the line that cfsctl prints.
+func (f Finding) String() string { return fmt.Sprintf("fsck: %s: %s: %s", f.Kind, f.Path, f.Detail) }
 
 // FsckOptions says what is checked.
 type FsckOptions struct {
@@ -109,6 +112,10 @@ func (c *checker) objects(ctx context.Context) error {
 	err := c.r.eachObject(func(name string, d fsverity.Digest, _ *os.File) error {
 		if d.IsZero() {
 			c.mu.Lock()
+			if !c.o.MetadataOnly {
+				c.report.Objects++
+				c.report.ObjectsBad++
+			}
 			c.found(ObjectOdd, name, "not an object of this repository: neither used nor removed")
 			c.mu.Unlock()
 			return nil
@@ -138,7 +145,7 @@ func (c *checker) object(d fsverity.Digest) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
-		kind := Unreadable
+		kind := ObjectUnreadable
 		switch {
 		case errors.Is(err, ErrNoVerity):
 			kind = ObjectNoVerity
@@ -156,11 +163,12 @@ func (c *checker) object(d fsverity.Digest) {
 // links checks the names of images or streams, what they lead to, and the refs.
 func (c *checker) links(ctx context.Context, kind string) error {
 	total, bad := &c.report.Images, &c.report.ImagesBad
-	corrupt := ImageCorrupt
+	corrupt, missing := ImageCorrupt, ImageObjectMissing
 	if kind == "streams" {
-		total, bad, corrupt = &c.report.Streams, &c.report.StreamsBad, StreamCorrupt
+		total, bad = &c.report.Streams, &c.report.StreamsBad
+		corrupt, missing = StreamCorrupt, StreamObjectMissing
 	}
-	names := map[string]bool{}
+	names := map[string]bool{} // whether there is an object
 	var refs [][2]string
 	broken := func(name, detail string, args ...any) {
 		c.report.BrokenLinks++
@@ -171,9 +179,9 @@ func (c *checker) links(ctx context.Context, kind string) error {
 			refs = append(refs, [2]string{name, target})
 			return
 		}
-		names[path.Base(name)] = true
 		*total++
 		d, err := digestOfLink(target)
+		names[path.Base(name)] = err == nil && c.there[d]
 		if err != nil || target != "../objects/"+d.ObjectPath() {
 			*bad++
 			broken(name, "leads to %q: want an object", target)
@@ -195,18 +203,17 @@ func (c *checker) links(ctx context.Context, kind string) error {
 			c.found(corrupt, name, "%v", err)
 			return
 		}
-		missing := 0
 		for _, o := range append(objects, streams...) {
 			if !c.there[o] {
-				missing++
 				c.report.MissingObjects++
-				c.found(ObjectMissing, name, "object %v is not there", o)
+				c.found(missing, name, "%v", o)
 			}
 		}
-		if missing > 0 {
-			*bad++
-		}
-	}, func(name string) { broken(name, "not a symbolic link") }); err != nil {
+	}, func(name string) {
+		*total++
+		*bad++
+		c.found(NotLink, name, "not used")
+	}); err != nil {
 		return err
 	}
 	for _, ref := range refs {

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -142,24 +143,15 @@ func (r *Repo) planGC(ctx context.Context, o GCOptions) (GCPlan, error) {
 	}); err != nil {
 		return p, err
 	}
-	// A name whose object goes, or is gone, goes as well.
+	// A name whose object goes, or is gone, goes as well. A ref never does: what it leads to is kept.
 	for _, kind := range []struct {
 		dir  string
 		list *[]string
 	}{{"images", &p.Images}, {"streams", &p.Streams}} {
-		gone := map[string]bool{}
 		for name, d := range live.names[kind.dir] {
 			if !live.objects[d] || !r.exists("objects/"+d.ObjectPath()) {
-				gone[path.Base(name)] = true
 				*kind.list = append(*kind.list, name)
 			}
-		}
-		if err := r.walkLinks(kind.dir+"/refs", func(name, target string) {
-			if _, there := live.names[kind.dir][kind.dir+"/"+path.Base(target)]; !there || gone[path.Base(target)] {
-				*kind.list = append(*kind.list, name)
-			}
-		}, nil); err != nil {
-			return p, err
 		}
 		slices.Sort(*kind.list)
 	}
@@ -242,11 +234,14 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 	live := liveSet{map[fsverity.Digest]bool{}, map[string]map[string]fsverity.Digest{"images": {}, "streams": {}}}
 	byObject := map[fsverity.Digest]string{} // streams
 	var start []string
+	wantedBy := map[string]string{} // images/NAME -> a ref that leads to it
 	for _, kind := range []string{"images", "streams"} {
 		names := live.names[kind]
 		if err := r.walkLinks(kind, func(name, target string) {
 			if strings.HasPrefix(name, kind+"/refs/") {
-				start = append(start, kind+"/"+path.Base(target))
+				wanted := kind + "/" + path.Base(target)
+				wantedBy[wanted] = name
+				start = append(start, wanted)
 				return
 			}
 			d, err := digestOfLink(target)
@@ -270,8 +265,13 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 		name := start[len(start)-1]
 		start = start[:len(start)-1]
 		d, there := live.names[path.Dir(name)][name]
-		if done[name] || !there || !r.exists("objects/"+d.ObjectPath()) {
+		if done[name] {
 			continue
+		}
+		// Somebody wants to keep this. That it was lost is no reason to remove what else it needs: it can be brought back.
+		if !there || !r.exists("objects/"+d.ObjectPath()) {
+			return live, fmt.Errorf("%s: it leads to nothing that is there, so nothing is removed: bring that back, or remove this name",
+				cmp.Or(wantedBy[name], name))
 		}
 		done[name] = true
 		if err := ctx.Err(); err != nil {

@@ -33,6 +33,10 @@ func (r *Repo) LockShared(ctx context.Context, o LockOptions) (release func(), e
 		return nil, err
 	}
 	r.mu.Lock()
+	if r.locks == 0 {
+		// While nobody here held the lock, another process may have removed what this one has measured.
+		clear(r.verified)
+	}
 	r.locks++
 	r.mu.Unlock()
 	return func() {

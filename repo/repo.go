@@ -74,7 +74,7 @@ type Repo struct {
 
 	mu       sync.Mutex
 	locks    int                      // shared locks that this process holds
-	verified map[fsverity.Digest]bool // objects that have been measured
+	verified map[fsverity.Digest]bool // objects that have been measured since the first of these locks was taken
 }
 
 // Init makes a repository in a directory, which is created if need be. A repository that is there already is left alone if

@@ -260,7 +260,7 @@ func TestExistingObjectsAreMeasured(t *testing.T) {
 	}
 	again := open(t, r.Path())
 	report, err := again.Fsck(ctx, repo.FsckOptions{})
-	if err != nil || report.ObjectsBad != 2 || report.OK() {
+	if err != nil || report.ObjectsBad != 3 || report.OK() {
 		t.Errorf("fsck of the damage: %+v, %v", report, err)
 	}
 	_, stats, err := importTree(again, dir, "x")
@@ -401,6 +401,52 @@ func TestGCStopsAtWhatItCannotRead(t *testing.T) {
 	}
 }
 
+// What a ref leads to is wanted. If it is lost, nothing that it may need is removed, and the ref says what to bring back.
+func TestGCKeepsWhatALostImageNeeds(t *testing.T) {
+	for name, lose := range map[string]func(d fsverity.Digest) string{
+		"object": func(d fsverity.Digest) string { return "objects/" + d.ObjectPath() },
+		"link":   func(d fsverity.Digest) string { return "images/" + d.String() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRepo(t)
+			tree := newTree(t, 3, 1)
+			d := mustImport(t, r, tree, "x")
+			if err := os.Remove(filepath.Join(r.Path(), lose(d))); err != nil {
+				t.Fatal(err)
+			}
+			for _, dry := range []bool{true, false} {
+				_, err := r.GC(ctx, repo.GCOptions{DryRun: dry})
+				if err == nil || !strings.Contains(err.Error(), "images/refs/x: it leads to nothing") {
+					t.Errorf("dry run %v: %v", dry, err)
+				}
+			}
+			report, err := r.Fsck(ctx, repo.FsckOptions{})
+			if err != nil || report.OK() {
+				t.Errorf("fsck: %v, %v", report.Findings, err)
+			}
+			mustImport(t, r, tree, "x")
+			if _, err := r.GC(ctx, repo.GCOptions{}); err != nil {
+				t.Error(err)
+			}
+			if report, err := r.Fsck(ctx, repo.FsckOptions{}); err != nil || !report.OK() {
+				t.Errorf("after the image was brought back: %v, %v", report.Findings, err)
+			}
+		})
+	}
+}
+
+// What was measured in one import may have been collected by another process before the next one.
+func TestImportAfterForeignGC(t *testing.T) {
+	r := newRepo(t)
+	tree := newTree(t, 3, 1)
+	mustImport(t, r, tree, "")
+	if plan, err := open(t, r.Path()).GC(ctx, repo.GCOptions{}); err != nil || len(plan.Objects) != 4 {
+		t.Fatalf("%+v, %v", plan, err)
+	}
+	mustImport(t, r, tree, "x")
+	mustBeClean(t, r)
+}
+
 func TestFsckFindings(t *testing.T) {
 	r := newRepo(t)
 	d := mustImport(t, r, newTree(t, 5, 1), "x")
@@ -427,8 +473,8 @@ func TestFsckFindings(t *testing.T) {
 		got = append(got, string(f.Kind)+" "+f.Path)
 	}
 	slices.Sort(got)
-	want := []string{"link-broken images/" + other, "link-broken images/file", "link-broken images/refs/planted",
-		"link-broken streams/name", "stream-corrupt streams/not-a-stream"}
+	want := []string{"broken-symlink images/" + other, "broken-symlink images/refs/planted", "broken-symlink streams/name",
+		"entry-not-symlink images/file", "stream-read-failed streams/not-a-stream"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -171,7 +171,7 @@ type fsckResult struct {
 }
 
 // errCorrupt ends fsck with exit code 1 after the findings have been printed.
-var errCorrupt = errors.New("the repository is damaged")
+var errCorrupt = errors.New("the repository is damaged, see above")
 
 func (a *app) fsckCommand() *cobra.Command {
 	c := &cobra.Command{
@@ -213,15 +213,21 @@ The exit code is 1 if something is wrong; with --json it is 0 if the check itsel
 				{"images", report.Images, report.ImagesBad}} {
 				fmt.Fprintf(a.out, "%s: %d/%d ok\n", kind.name, kind.total-kind.bad, kind.total)
 			}
+			if report.BrokenLinks > 0 {
+				fmt.Fprintln(a.out, "broken symlinks:", report.BrokenLinks)
+			}
+			if report.MissingObjects > 0 {
+				fmt.Fprintln(a.out, "missing objects:", report.MissingObjects)
+			}
 			if report.OK() {
 				fmt.Fprintln(a.out, "status: ok")
 				return nil
 			}
-			fmt.Fprintln(a.out, "status: corrupted")
+			fmt.Fprintf(a.out, "status: %d error(s)\n", len(report.Findings))
 			for _, f := range report.Findings {
-				fmt.Fprintln(a.out, "  ", f)
+				fmt.Fprintln(a.out, "  -", f)
 			}
-			return fmt.Errorf("%s: %w: %d findings", r.Path(), errCorrupt, len(report.Findings))
+			return fmt.Errorf("%s: %w", r.Path(), errCorrupt)
 		})
 	}
 	return c
