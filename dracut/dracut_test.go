@@ -71,7 +71,7 @@ func TestWholeSystems(t *testing.T) {
 			disk := install(t, suite, path)
 			for boot := 1; boot <= 2; boot++ {
 				m := vm.Start(t, vm.Config{Disks: []string{path}})
-				const never = "Kernel panic|emergency|composefs: halted|NOT verified|IS WRITABLE|STATE IS LOST|status: corrupted"
+				const never = "Kernel panic|emergency|composefs: halted|NOT verified|IS WRITABLE|STATE IS LOST|status: [0-9]+ error"
 				m.Expect(`composefs-setup-root: the root is image `+disk.Digest+`, verified`, never)
 				m.Expect(`composefs-show: `+kernel, never)
 				m.Expect(`composefs-show: composefs:`+disk.Digest+` / overlay ro,.*verity=require`, never)
