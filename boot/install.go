@@ -46,12 +46,14 @@ type Place struct {
 	Path string // relative to the root of the ESP or of the physical root
 	Size int64
 	Open func() (io.ReadCloser, error) `json:"-"`
+	// Loader marks the boot loader and its configuration, whose names other systems on the same ESP use as well.
+	Loader bool
 }
 
 // Plan is what an install puts where. It is plain values; nothing has been written.
 type Plan struct {
 	Digest  fsverity.Digest
-	Karg    string  // the whole kernel command line
+	Karg    string  // the whole kernel command line; "" if a unified kernel image brings its own
 	ESP     []Place // in the order in which they are written: what names a file comes after it
 	State   string  // directory of the deployment, relative to the physical root
 	Files   []Place // below the physical root, besides the repository
@@ -93,6 +95,12 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	if err != nil {
 		return p, err
 	}
+	if kind == "uki" {
+		if len(d.Arguments) > 0 || d.Insecure {
+			return p, errors.New("the unified kernel image in the tree has its own command line: no argument can be added to it")
+		}
+		p.Karg = ""
+	}
 	origin := fmt.Sprintf("[boot]\nboot_type=%s\ndigest=%s\n", kind, sum)
 	p.Files = []Place{text(p.State+"/"+hexDigest+".origin", origin)}
 	for _, f := range p.ESP {
@@ -132,11 +140,15 @@ func loaderFiles(s System, arch string) ([]Place, error) {
 	if loader == nil {
 		return nil, fmt.Errorf("no boot loader in the tree: add %s%s (Debian: systemd-boot-efi)", dir[1:], names[0])
 	}
-	return []Place{
+	list := []Place{
 		s.place("EFI/BOOT/"+names[1], *loader),
 		s.place("EFI/systemd/"+names[0], *loader),
 		text("loader/loader.conf", "timeout 3\nconsole-mode keep\neditor no\n"),
-	}, nil
+	}
+	for k := range list {
+		list[k].Loader = true
+	}
+	return list, nil
 }
 
 // bootFiles adds the kernel and the entry of the system. It returns how it is booted, in bootc's words, and the SHA-256 of
@@ -148,7 +160,8 @@ func (p *Plan) bootFiles(s System) (kind, sum string, err error) {
 			if err := s.hash(h, r.Kernel); err != nil {
 				return "", "", err
 			}
-			p.ESP = append(p.ESP, s.place("EFI/Linux/"+r.Name, r.Kernel))
+			// Not under its name in the tree, which another version's may have as well.
+			p.ESP = append(p.ESP, s.place("EFI/Linux/composefs-"+p.Digest.String()[:32]+".efi", r.Kernel))
 			return "uki", hex.EncodeToString(h.Sum(nil)), nil
 		}
 	}

@@ -44,12 +44,20 @@ type installResult struct {
 	State   string        `json:"state"`
 	ESP     []installFile `json:"esp"`
 	ESPSize int64         `json:"esp_bytes"`
+	Space   *espSpace     `json:"esp_space,omitempty"`
 	Disk    *diskResult   `json:"disk,omitempty"`
 }
 
 type installFile struct {
-	Path string `json:"path"`
-	Size int64  `json:"size"`
+	Path string    `json:"path"`
+	Size int64     `json:"size"`
+	Fate boot.Fate `json:"fate,omitempty"` // on an ESP that is in use
+}
+
+// espSpace is the space on a mounted ESP.
+type espSpace struct {
+	Need int64 `json:"need"`
+	Free int64 `json:"free"`
 }
 
 type diskResult struct {
@@ -77,7 +85,8 @@ an ext4 root with the repository, on which every object has fs-verity enabled. N
 the same bytes: SOURCE_DATE_EPOCH and --seed decide what else could differ.
 
 With --root the system is installed onto file systems that are mounted: the repository and the state below DIR, what the
-firmware reads below the --esp directory. What is there already stays, and its space is planned before the first byte.
+firmware reads below the --esp directory. State that is there already stays. On the EFI system partition so do files of others:
+another boot loader, a newer systemd-boot, a loader.conf. The space is planned before the first byte.
 
 The tree needs a kernel at usr/lib/modules/VERSION/vmlinuz, with the initramfs beside it as initramfs.img and
 composefs-setup-root in that, and systemd-boot at usr/lib/systemd/boot/efi.`,
@@ -174,6 +183,10 @@ func (a *app) putSystem(ctx context.Context, source string, r *repo.Repo, i *rep
 }
 
 func (a *app) installDisk(ctx context.Context, source string, f installFlags) (err error) {
+	// A rename would put the image into the place of the device's node, not onto the device.
+	if info, err := os.Stat(f.disk); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: it is there and not a file: make the image in a new file, and copy that to a device with dd", f.disk)
+	}
 	// The build machine's file system may be without fs-verity; the disk's root gets it in any case.
 	config, err := a.config(true)
 	if err != nil {
@@ -292,24 +305,30 @@ func sourceDate(tree *fstree.Tree) (time.Time, error) {
 }
 
 func (a *app) installRoot(ctx context.Context, source string, f installFlags) error {
-	path := filepath.Join(f.root, "composefs")
-	if f.dry {
-		return a.planRoot(ctx, source, f)
-	}
 	config, err := a.config(f.insecure)
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(path, "meta.json")); errors.Is(err, os.ErrNotExist) {
-		if _, err := repo.Init(path, config); err != nil {
-			return err
-		}
-	}
-	r, err := repo.Open(path, repo.Options{RequireVerity: !f.insecure})
+	r, err := a.rootRepository(f)
 	if err != nil {
 		return err
 	}
-	defer r.Close()
+	if r != nil {
+		defer r.Close()
+	}
+	if f.dry {
+		return a.planRoot(ctx, source, f, r)
+	}
+	if r == nil {
+		path := filepath.Join(f.root, "composefs")
+		if _, err := repo.Init(path, config); err != nil {
+			return err
+		}
+		if r, err = repo.Open(path, repo.Options{RequireVerity: !f.insecure}); err != nil {
+			return err
+		}
+		defer r.Close()
+	}
 	i, err := r.Begin(ctx, a.lock())
 	if err != nil {
 		return err
@@ -319,67 +338,77 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if err != nil {
 		return err
 	}
-	plan, err := f.planFor(s)
+	plan, esp, err := f.planFor(s)
 	if err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
-	if f.esp != "" {
-		// Before anything becomes visible.
-		if err := plan.CheckESP(f.esp); err != nil {
-			return err
-		}
-	}
+	// Until here, nothing but objects is visible.
 	if err := i.Commit(); err != nil {
 		return err
 	}
 	if err := plan.WriteState(f.root, objectsOf(r)); err != nil {
 		return err
 	}
-	if f.esp != "" {
-		if err := plan.WriteESP(f.esp); err != nil {
-			return err
-		}
+	if err := esp.Execute(); err != nil {
+		return err
 	}
-	return a.printInstall(newInstallResult(s, plan, f))
+	return a.printInstall(newInstallResult(s, plan, f).withESP(esp))
+}
+
+// rootRepository opens the repository below a mounted root; nil if there is none yet.
+func (a *app) rootRepository(f installFlags) (*repo.Repo, error) {
+	path := filepath.Join(f.root, "composefs")
+	if _, err := os.Stat(filepath.Join(path, "meta.json")); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	r, err := repo.Open(path, repo.Options{RequireVerity: !f.insecure})
+	if err != nil {
+		return nil, err
+	}
+	if err := a.checkHash(r); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
 }
 
 // planRoot is the dry run of installRoot: nothing is stored, and nothing below the root is touched.
-func (a *app) planRoot(ctx context.Context, source string, f installFlags) error {
-	config, err := a.config(f.insecure)
+func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *repo.Repo) error {
+	alg, err := a.algorithm(r)
+	if err != nil {
+		return usageError{err}
+	}
+	s, err := a.readSystem(ctx, source, scan.Digests(alg))
 	if err != nil {
 		return err
 	}
-	s, err := a.readSystem(ctx, source, scan.Digests(config.Algorithm))
-	if err != nil {
+	if s.Format, err = a.erofsFormat(r); err != nil {
+		return usageError{err}
+	}
+	if s.Digest, err = imageDigest(s.Tree, s.Format, alg); err != nil {
 		return err
 	}
-	s.Format = config.Format
-	if s.Digest, err = imageDigest(s.Tree, s.Format, config.Algorithm); err != nil {
-		return err
-	}
-	plan, err := f.planFor(s)
+	plan, esp, err := f.planFor(s)
 	if err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
-	if f.esp != "" {
-		if err := plan.CheckESP(f.esp); err != nil {
-			return err
-		}
-	}
-	return a.printInstall(newInstallResult(s, plan, f))
+	return a.printInstall(newInstallResult(s, plan, f).withESP(esp))
 }
 
-// planFor plans an install below a mounted root.
-func (f installFlags) planFor(s boot.System) (boot.Plan, error) {
+// planFor plans an install below a mounted root, and onto the mounted ESP, if there is one.
+func (f installFlags) planFor(s boot.System) (plan boot.Plan, esp boot.ESPPlan, err error) {
 	d := boot.Deployment{RootArgument: f.rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch}
 	if d.RootArgument == "" {
 		uuid, err := filesystemUUID(f.root)
 		if err != nil {
-			return boot.Plan{}, err
+			return plan, esp, err
 		}
 		d.RootArgument = "root=UUID=" + uuid
 	}
-	return boot.PlanInstall(s, d)
+	if plan, err = boot.PlanInstall(s, d); err == nil && f.esp != "" {
+		esp, err = plan.PlanESP(f.esp)
+	}
+	return plan, esp, err
 }
 
 // filesystemUUID finds the UUID of the file system that a directory is on, by the links that udev makes.
@@ -406,7 +435,19 @@ func newInstallResult(s boot.System, plan boot.Plan, f installFlags) installResu
 	r := installResult{DryRun: f.dry, Digest: s.Digest.String(), Karg: argument(s.Digest, s.Format), Options: plan.Karg,
 		State: plan.State, ESPSize: plan.ESPSize}
 	for _, p := range plan.ESP {
-		r.ESP = append(r.ESP, installFile{p.Path, p.Size})
+		r.ESP = append(r.ESP, installFile{Path: p.Path, Size: p.Size})
+	}
+	return r
+}
+
+// withESP adds what becomes of the files on a mounted ESP, if there is one.
+func (r installResult) withESP(e boot.ESPPlan) installResult {
+	if e.Dir == "" {
+		return r
+	}
+	r.Space = &espSpace{e.Need, e.Free}
+	for k, f := range e.Files {
+		r.ESP[k].Fate = f.Fate
 	}
 	return r
 }
@@ -418,9 +459,17 @@ func (a *app) printInstall(r installResult) error {
 	if r.DryRun {
 		fmt.Fprintln(a.out, "Dry run (nothing is written):")
 	}
-	fmt.Fprintf(a.out, "image   %s\noptions %s\nstate   %s\n", r.Digest, r.Options, r.State)
+	fmt.Fprintf(a.out, "image   %s\n", r.Digest)
+	if r.Options != "" {
+		fmt.Fprintf(a.out, "options %s\n", r.Options)
+	}
+	fmt.Fprintf(a.out, "state   %s\n", r.State)
+	notes := map[boot.Fate]string{boot.Same: " (there already)", boot.Kept: " (another one is there and stays)"}
 	for _, f := range r.ESP {
-		fmt.Fprintf(a.out, "esp     %10s  %s\n", size(f.Size), f.Path)
+		fmt.Fprintf(a.out, "esp     %10s  %s%s\n", size(f.Size), f.Path, notes[f.Fate])
+	}
+	if r.Space != nil {
+		fmt.Fprintf(a.out, "esp     %10s  to be written, %s free\n", size(r.Space.Need), size(r.Space.Free))
 	}
 	if d := r.Disk; d != nil {
 		fmt.Fprintf(a.out, "disk    %10s  %s: ESP %s (%s free), root %s (%s free)\n", size(d.Size), d.Path,

@@ -109,21 +109,22 @@ func (a *app) open() (*repo.Repo, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := repo.Open(path, repo.Options{RequireVerity: a.requireVerity})
+	return repo.Open(path, repo.Options{RequireVerity: a.requireVerity})
+}
+
+// checkHash tells whether a repository has the digests that --hash says, for commands that use its objects.
+func (a *app) checkHash(r *repo.Repo) error {
+	if a.hash == "" {
+		return nil
+	}
+	alg, err := fsverity.ParseAlgorithm(a.hash)
 	if err != nil {
-		return nil, err
+		return usageError{err}
 	}
-	if a.hash != "" {
-		alg, err := fsverity.ParseAlgorithm(a.hash)
-		if err == nil && alg != r.Algorithm() {
-			err = fmt.Errorf("%s: the repository has %v digests, not %v: leave --hash out", path, r.Algorithm(), alg)
-		}
-		if err != nil {
-			r.Close()
-			return nil, err
-		}
+	if alg != r.Algorithm() {
+		return fmt.Errorf("%s: the repository has %v digests, not %v: leave --hash out", r.Path(), r.Algorithm(), alg)
 	}
-	return r, nil
+	return nil
 }
 
 // withRepo calls f with the open repository.
@@ -133,6 +134,9 @@ func (a *app) withRepo(f func(*repo.Repo) error) error {
 		return err
 	}
 	defer r.Close()
+	if err := a.checkHash(r); err != nil {
+		return err
+	}
 	return f(r)
 }
 
