@@ -10,8 +10,14 @@ import (
 // hashBlocks hashes every block of data, whose length is a multiple of BlockSize, and appends the hashes to out.
 // Everything that fs-verity hashes but the descriptor goes through here.
 func hashBlocks(a Algorithm, data, out []byte) []byte {
-	for ; len(data) > 0; data = data[BlockSize:] {
-		out = appendHash(a, data[:BlockSize], out)
+	var blocks [maxLanes]*block
+	for len(data) > 0 {
+		n := 0
+		for ; n < len(blocks) && len(data) > 0; n++ {
+			blocks[n] = (*block)(data)
+			data = data[BlockSize:]
+		}
+		out = hashEach(a, blocks[:n], out)
 	}
 	return out
 }
