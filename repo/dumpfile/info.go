@@ -13,6 +13,12 @@ import (
 // maxShared is how many attributes of an inode refer to the image's table.
 const maxShared = 128
 
+// overlay begins the names of what overlayfs reads, escaped those that stand for them in an image.
+const (
+	overlay = "trusted.overlay."
+	escaped = "trusted.overlay.overlay."
+)
+
 // imageOrder knows how often each attribute occurs in an image: those that occur more than once stand last.
 type imageOrder struct {
 	style  Style
@@ -24,66 +30,102 @@ type countKey struct{ name, value string }
 
 func newImageOrder(t *fstree.Tree, s Style) *imageOrder {
 	o := &imageOrder{style: s, counts: map[countKey]int{}, marked: map[*fstree.Inode]bool{}}
+	// A whiteout is where its first name is; only that directory is marked, which must be known before attributes are counted.
 	seen := map[*fstree.Inode]bool{}
-	t.Walk(func(_ string, i *fstree.Inode) error {
+	var all []*fstree.Inode
+	var visit func(parent, i *fstree.Inode)
+	visit = func(parent, i *fstree.Inode) {
 		dir := i.Dir()
 		if dir == nil && i.Nlink != 1 {
 			if seen[i] {
-				return nil
+				return
 			}
 			seen[i] = true
 		}
-		if dir != nil && s == InfoV1 {
+		all = append(all, i)
+		if isWhiteout(i) {
+			o.marked[parent] = true
+		}
+		if dir != nil {
 			for _, e := range dir.Entries {
-				// The inode of a whiteout is where its first name is; only that directory is marked.
-				if d, ok := e.Inode.Content.(fstree.Device); ok && !d.Block && d.Rdev == 0 && !seen[e.Inode] {
-					o.marked[i] = true
-				}
+				visit(i, e.Inode)
 			}
 		}
+	}
+	visit(nil, t.Root)
+	for _, i := range all {
 		for _, x := range o.inImage(i) {
 			o.counts[countKey{x.Name, string(x.Value)}]++
 		}
-		return nil
-	})
+	}
 	if label, ok := t.Root.Xattr("security.selinux"); ok {
 		o.counts[countKey{"security.selinux", string(label)}] += 256 // of the hidden names, see withHidden
 	}
 	return o
 }
 
-// inImage returns an inode's attributes by the names that they have in an image, sorted.
+// inImage returns an inode's attributes by the names that they have in an image, sorted, with those that stand for its
+// object and for whiteouts.
 func (o *imageOrder) inImage(i *fstree.Inode) []fstree.Xattr {
-	xattrs := slices.Clone(i.Xattrs)
-	if o.marked[i] {
-		marked := fstree.Inode{Xattrs: xattrs}
-		marked.SetXattr("trusted.overlay.opaque", []byte("x"))
-		marked.SetXattr("user.overlay.opaque", []byte("x"))
-		xattrs = marked.Xattrs
-	}
-	for k, x := range xattrs {
-		if rest, ok := strings.CutPrefix(x.Name, "trusted.overlay."); ok {
-			xattrs[k].Name = "trusted.overlay.overlay." + rest
+	all := fstree.Inode{Xattrs: slices.Clone(i.Xattrs)}
+	for k, x := range all.Xattrs {
+		if rest, ok := strings.CutPrefix(x.Name, overlay); ok {
+			all.Xattrs[k].Name = escaped + rest
 		}
 	}
-	slices.SortFunc(xattrs, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
-	return xattrs
+	slices.SortFunc(all.Xattrs, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	if o.marked[i] {
+		all.SetXattr(escaped+"whiteouts", nil)
+		all.SetXattr("user.overlay.whiteouts", nil)
+		if o.style == InfoV1 {
+			all.SetXattr(escaped+"opaque", []byte("x"))
+			all.SetXattr("user.overlay.opaque", []byte("x"))
+		}
+	}
+	switch c := i.Content.(type) {
+	case *fstree.Object:
+		all.SetXattr(overlay+"metacopy", []byte(c.Digest.String()))
+		if path := c.Payload(); path != "" {
+			all.SetXattr(overlay+"redirect", []byte(path))
+		}
+	case fstree.Device:
+		if isWhiteout(i) {
+			all.SetXattr(escaped+"whiteout", nil)
+			all.SetXattr("user.overlay.whiteout", nil)
+		}
+	}
+	return all.Xattrs
 }
 
 func (o *imageOrder) xattrs(i *fstree.Inode) []fstree.Xattr {
 	var shared, own []fstree.Xattr
+	refs := 0
 	for _, x := range o.inImage(i) {
-		escaped := x.Name
-		if rest, ok := strings.CutPrefix(x.Name, "trusted.overlay.overlay."); ok {
-			x.Name = "trusted.overlay." + rest
+		isShared := o.counts[countKey{x.Name, string(x.Value)}] > 1 && refs < maxShared
+		if isShared {
+			refs++
 		}
-		if o.counts[countKey{escaped, string(x.Value)}] > 1 && len(shared) < maxShared {
+		if rest, ok := strings.CutPrefix(x.Name, escaped); ok {
+			x.Name = overlay + rest
+		} else if strings.HasPrefix(x.Name, overlay) {
+			continue
+		}
+		switch x.Name {
+		case overlay + "whiteout", overlay + "whiteouts", "user.overlay.whiteout", "user.overlay.whiteouts":
+			continue // the tools take them for the marks of whiteouts, wherever they are
+		}
+		if isShared {
 			shared = append(shared, x)
 		} else {
 			own = append(own, x)
 		}
 	}
 	return append(own, shared...)
+}
+
+func isWhiteout(i *fstree.Inode) bool {
+	d, ok := i.Content.(fstree.Device)
+	return ok && !d.Block && d.Rdev == 0
 }
 
 // imageSize returns the size of a directory in an image of V0 or V1: entries of 12 bytes and a name, packed into blocks of

@@ -18,10 +18,15 @@ package dumpfile
 import (
 	"bufio"
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"slices"
 	"strconv"
+	"strings"
+	"unsafe"
 
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
@@ -55,7 +60,7 @@ var fieldNames = [...]string{"PATH", "SIZE", "MODE", "NLINK", "UID", "GID", "RDE
 // Read reads a dumpfile to its end. Errors name the line, counted from 1, and the field. A file larger than 0 bytes that
 // has neither content nor payload nor digest is read as an object without a name. Memory grows with the tree alone.
 func Read(r io.Reader) (*fstree.Tree, error) {
-	p := parser{names: map[string]string{}, values: map[string][]byte{}}
+	p := parser{xattrs: map[string][]fstree.Xattr{}}
 	in := bufio.NewReaderSize(r, 1<<16)
 	for number := 1; ; number++ {
 		line, err := readLine(in)
@@ -100,9 +105,9 @@ type parser struct {
 	dir     *fstree.Directory // where the last line put its name: mostly it is the parent of the next one, too
 	dirPath []byte
 	scratch []byte
-	names   map[string]string // attribute names and values that occur again and again
-	values  map[string][]byte
-	inodes  []fstree.Inode // not used yet, allocated many at a time
+	texts   []byte                    // for names: many in one allocation
+	xattrs  map[string][]fstree.Xattr // what occurs again and again, by how it is written
+	inodes  []fstree.Inode            // not used yet, allocated many at a time
 	objects []fstree.Object
 }
 
@@ -174,6 +179,16 @@ func (p *parser) newObject() *fstree.Object {
 	return o
 }
 
+// text returns a string of these bytes, which shares its memory with others.
+func (p *parser) text(b []byte) string {
+	if cap(p.texts)-len(p.texts) < len(b) {
+		p.texts = make([]byte, 0, max(1<<14, len(b)))
+	}
+	start := len(p.texts)
+	p.texts = append(p.texts, b...)
+	return unsafe.String(unsafe.SliceData(p.texts[start:]), len(b)) // these bytes are never written again
+}
+
 // place finds the directory and the name of a path; the directory is nil for the root.
 func (p *parser) place(path []byte) (*fstree.Directory, string, error) {
 	if len(path) == 0 || path[0] != '/' || len(path) > maxPath {
@@ -189,7 +204,7 @@ func (p *parser) place(path []byte) (*fstree.Directory, string, error) {
 		return nil, "", errors.New("the first line is not that of the root directory")
 	}
 	slash := bytes.LastIndexByte(path, '/')
-	parent, name := path[:slash], string(path[slash+1:])
+	parent, name := path[:slash], p.text(path[slash+1:])
 	if err := fstree.CheckName(name); err != nil {
 		return nil, "", fmt.Errorf("%.80q: %w", path, err)
 	}
@@ -256,7 +271,8 @@ func (p *parser) inode(i *fstree.Inode, fields *[fieldCount][]byte, xattrs []byt
 	default:
 		return inField(fieldMode, fmt.Errorf("%o: no file type that there is", mode))
 	}
-	return p.xattrs(i, xattrs)
+	i.Xattrs, err = p.attributes(xattrs)
+	return err
 }
 
 // regular returns the content of a regular file.
@@ -298,51 +314,69 @@ func (p *parser) regular(size uint64, fields *[fieldCount][]byte) (fstree.Conten
 	if len(path) == 0 || len(path) > maxPath || bytes.IndexByte(path, 0) >= 0 {
 		return nil, inField(fieldPayload, fmt.Errorf("%.80q: not a path", path))
 	}
-	if string(path) != o.Digest.ObjectPath() {
+	if !isPathOf(path, o.Digest) {
 		o.Path = string(path)
 	}
 	return o, nil
 }
 
-func (p *parser) xattrs(i *fstree.Inode, rest []byte) error {
-	if len(rest) > maxXattrs {
-		return fmt.Errorf("%d bytes of extended attributes, at most %d fit", len(rest), maxXattrs)
+// isPathOf tells whether a path is that of the object with this digest: two digits, a slash and the rest.
+func isPathOf(path []byte, d fsverity.Digest) bool {
+	var room [2 * 64]byte
+	digits, _ := d.AppendText(room[:0])
+	return len(digits) > 0 && len(path) == len(digits)+1 && string(path[:2]) == string(digits[:2]) && path[2] == '/' &&
+		string(path[3:]) == string(digits[2:])
+}
+
+// Limits of what is remembered.
+const (
+	mostKnown    = 1 << 14
+	longestKnown = 1 << 10 // bytes
+)
+
+// attributes returns the attributes that the rest of a line says.
+func (p *parser) attributes(text []byte) ([]fstree.Xattr, error) {
+	if len(text) == 0 {
+		return nil, nil
 	}
-	if len(rest) > 0 {
-		i.Xattrs = make([]fstree.Xattr, 0, bytes.Count(rest, []byte(" "))+1)
+	if known := p.xattrs[string(text)]; known != nil {
+		return known, nil
 	}
-	for len(rest) > 0 {
+	if len(text) > maxXattrs {
+		return nil, fmt.Errorf("%d bytes of extended attributes, at most %d fit", len(text), maxXattrs)
+	}
+	list := make([]fstree.Xattr, 0, bytes.Count(text, []byte(" "))+1)
+	for rest := text; len(rest) > 0; {
 		var field []byte
 		field, rest, _ = bytes.Cut(rest, []byte(" "))
 		key, value, ok := bytes.Cut(field, []byte("="))
 		if !ok {
-			return fmt.Errorf("xattr %.80q: no '='", field)
+			return nil, fmt.Errorf("xattr %.80q: no '='", field)
 		}
 		name, err := p.unescape(key)
 		if err != nil {
-			return fmt.Errorf("xattr %.80q: %w", field, err)
+			return nil, fmt.Errorf("xattr %.80q: %w", field, err)
 		}
 		if len(name) == 0 || len(name) > 255 || bytes.IndexByte(name, 0) >= 0 {
-			return fmt.Errorf("xattr %.80q: the name is empty, has a NUL or is longer than 255 bytes", field)
+			return nil, fmt.Errorf("xattr %.80q: the name is empty, has a NUL or is longer than 255 bytes", field)
 		}
-		nameString, ok := p.names[string(name)]
-		if !ok {
-			nameString = string(name)
-			p.names[nameString] = nameString
-		}
+		x := fstree.Xattr{Name: string(name)}
 		if value, err = p.unescape(value); err != nil {
-			return fmt.Errorf("xattr %.80q: %w", field, err)
+			return nil, fmt.Errorf("xattr %.80q: %w", field, err)
 		}
-		kept, ok := p.values[string(value)]
-		if !ok {
-			kept = bytes.Clone(value)
-			if len(p.values) < 1<<16 {
-				p.values[string(value)] = kept
-			}
+		x.Value = bytes.Clone(value)
+		// The last one of a name counts.
+		k, again := slices.BinarySearchFunc(list, x, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+		if again {
+			list[k] = x
+		} else {
+			list = slices.Insert(list, k, x)
 		}
-		i.SetXattr(nameString, kept)
 	}
-	return nil
+	if len(p.xattrs) < mostKnown && len(text) <= longestKnown {
+		p.xattrs[string(text)] = list
+	}
+	return list, nil
 }
 
 func (p *parser) addLink(path, mode, payload []byte) error {
@@ -444,11 +478,11 @@ func (p *parser) unescape(field []byte) ([]byte, error) {
 			if k+2 >= len(field) {
 				return nil, errors.New(`no two hexadecimal digits after \x`)
 			}
-			n, err := parseUint(field[k+1:k+3], 16, 8)
-			if err != nil {
+			var n [1]byte
+			if _, err := hex.Decode(n[:], field[k+1:k+3]); err != nil {
 				return nil, errors.New(`no two hexadecimal digits after \x`)
 			}
-			out = append(out, byte(n))
+			out = append(out, n[0])
 			k += 2
 		default:
 			return nil, fmt.Errorf("unknown escape %q", field[k-1:k+1])
@@ -459,9 +493,14 @@ func (p *parser) unescape(field []byte) ([]byte, error) {
 }
 
 func parseUint(b []byte, base, bits int) (uint64, error) {
-	// strconv would allow underscores and signs only for base 0; what is left to refuse here is nothing.
-	n, err := strconv.ParseUint(string(b), base, bits)
-	if err != nil {
+	var n uint64
+	ok := len(b) > 0
+	for _, c := range b {
+		digit := uint64(c - '0')
+		ok = ok && digit < uint64(base) && n <= (math.MaxUint64-digit)/uint64(base)
+		n = n*uint64(base) + digit
+	}
+	if !ok || n > 1<<bits-1 {
 		return 0, fmt.Errorf("%.40q: not a number in base %d of at most %d bits", b, base, bits)
 	}
 	return n, nil

@@ -3,34 +3,79 @@ package erofs
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 )
 
-// node is an inode on its way into an image. The first half says what it is, the second half where it goes.
+// node is an inode on its way into an image. There may be millions, so they are small.
 type node struct {
-	inode    *fstree.Inode
-	entries  []dirent // of a directory, with "." and "..", sorted
-	attrs    []*attr  // in the order in which they are written
-	escaped  bool     // a whiteout of the tree, written as a regular file with attributes that mark it
-	whiteout bool     // a directory that has escaped whiteouts
+	inode *fstree.Inode
+	attrs *attrSet
+	dir   *listing // of a directory
 
-	pos       uint64 // of the inode, from the start of the image
-	block     uint32 // number of the first whole block
-	blocks    uint32 // number of whole blocks
-	tail      uint32 // bytes that follow the inode and its attributes
-	xattrSize uint32
-	shared    uint32 // how many of attrs are references into the shared table
-	nlink     uint32
-	compact   bool
+	pos      uint64 // of the inode, from the start of the image
+	block    uint32 // number of the first whole block
+	blocks   uint32 // number of whole blocks
+	tail     uint32 // bytes that follow the inode and its attributes
+	nlink    uint32
+	escaped  bool // a whiteout of the tree, written as a regular file with attributes that mark it
+	whiteout bool // a directory that has escaped whiteouts
+	compact  bool
+}
+
+// listing is what a directory of the image has: the entries of the tree with the numbers of their nodes, and "." and "..",
+// which are sorted like all other names.
+type listing struct {
+	entries     []fstree.Entry
+	nodes       []int32
+	me, parent  int32
+	dot, dotdot int // where they stand
 }
 
 // dirent is a name and the number of its node.
 type dirent struct {
 	name string
 	node int32
+}
+
+func newListing(entries []fstree.Entry, me, parent int32) *listing {
+	before := func(name string) int {
+		k, _ := slices.BinarySearchFunc(entries, name, func(e fstree.Entry, name string) int { return strings.Compare(e.Name, name) })
+		return k
+	}
+	return &listing{entries, make([]int32, 0, len(entries)), me, parent, before("."), before("..") + 1}
+}
+
+func (l *listing) len() int { return len(l.entries) + 2 }
+
+func (l *listing) at(k int) dirent {
+	switch {
+	case k == l.dot:
+		return dirent{".", l.me}
+	case k == l.dotdot:
+		return dirent{"..", l.parent}
+	case k > l.dotdot:
+		k -= 2
+	case k > l.dot:
+		k--
+	}
+	return dirent{l.entries[k].Name, l.nodes[k]}
+}
+
+// block returns the end of the entries that fit in one block with the one at start, and the bytes they take.
+func (l *listing) block(start int) (end, size int) {
+	for k := start; k < l.len(); k++ {
+		n := direntSize + len(l.at(k).name)
+		if size+n > blockSize {
+			return k, size
+		}
+		size += n
+	}
+	return l.len(), size
 }
 
 func (n *node) mode() uint32 {
@@ -98,8 +143,8 @@ func collect(t *fstree.Tree, f Format) ([]node, error) {
 		return nil, errors.New("the root of the tree is not a directory")
 	}
 	c := &collector{format: f}
-	c.findLinks(root)
-	if _, err := c.add("/", t.Root); err != nil {
+	c.nodes = make([]node, 0, c.findLinks(root)+257)
+	if _, err := c.add("", "/", t.Root); err != nil {
 		return nil, err
 	}
 	var err error
@@ -111,30 +156,84 @@ func collect(t *fstree.Tree, f Format) ([]node, error) {
 	return c.nodes, err
 }
 
-func (c *collector) findLinks(root *fstree.Directory) {
-	first := map[*fstree.Inode]*fstree.Directory{}
-	c.index = map[*fstree.Inode]int32{}
-	c.home = map[*fstree.Inode]*fstree.Directory{}
-	var visit func(d *fstree.Directory)
-	visit = func(d *fstree.Directory) {
+// findLinks finds the inodes with several names, and returns the number of names below the root. Nlink is not asked: it is
+// whatever somebody wrote.
+func (c *collector) findLinks(root *fstree.Directory) int {
+	names := 0
+	var count func(d *fstree.Directory)
+	count = func(d *fstree.Directory) {
+		names += len(d.Entries)
 		for _, e := range d.Entries {
 			if sub := e.Inode.Dir(); sub != nil {
-				visit(sub)
-			} else if dir, again := first[e.Inode]; again {
-				c.index[e.Inode] = -1
-				c.home[e.Inode] = dir
-			} else {
-				first[e.Inode] = d
+				count(sub)
 			}
 		}
 	}
-	visit(root)
+	count(root)
+	seen := newSet(names)
+	c.index = map[*fstree.Inode]int32{}
+	c.home = map[*fstree.Inode]*fstree.Directory{}
+	var find func(d *fstree.Directory)
+	find = func(d *fstree.Directory) {
+		for _, e := range d.Entries {
+			if sub := e.Inode.Dir(); sub != nil {
+				find(sub)
+			} else if !seen.add(uint64(uintptr(unsafe.Pointer(e.Inode)))) {
+				c.index[e.Inode] = -1
+			}
+		}
+	}
+	find(root)
+	if len(c.index) == 0 {
+		return names
+	}
+	var homes func(d *fstree.Directory)
+	homes = func(d *fstree.Directory) {
+		for _, e := range d.Entries {
+			if sub := e.Inode.Dir(); sub != nil {
+				homes(sub)
+			} else if _, several := c.index[e.Inode]; several && c.home[e.Inode] == nil {
+				c.home[e.Inode] = d
+			}
+		}
+	}
+	homes(root)
+	return names
 }
 
-// add makes the node of an inode and returns its number.
-func (c *collector) add(path string, i *fstree.Inode) (int32, error) {
+// set is a set of numbers that are spread evenly, but for their lowest bits. It takes 16 bytes for each, a third of what a map
+// takes.
+type set struct {
+	slots []uint64
+	zero  bool
+}
+
+// newSet returns a set for at most n numbers.
+func newSet(n int) *set { return &set{slots: make([]uint64, 1<<bits.Len(uint(2*n)))} }
+
+// add adds a number and reports whether it is new.
+func (s *set) add(x uint64) bool {
+	if x == 0 {
+		was := s.zero
+		s.zero = true
+		return !was
+	}
+	// Addresses are multiples of a power of two; the multiplication brings what differs to the top.
+	for k := x * 0x9e3779b97f4a7c15 >> (64 - bits.Len(uint(len(s.slots)-1))); ; k = (k + 1) & uint64(len(s.slots)-1) {
+		switch s.slots[k] {
+		case 0:
+			s.slots[k] = x
+			return true
+		case x:
+			return false
+		}
+	}
+}
+
+// add makes the node of an inode and returns its number. The path is for errors.
+func (c *collector) add(dir, name string, i *fstree.Inode) (int32, error) {
 	if err := check(i); err != nil {
-		return 0, fmt.Errorf("%s: %w", path, err)
+		return 0, fmt.Errorf("%s%s: %w", dir, name, err)
 	}
 	n := node{inode: i, nlink: i.Nlink}
 	if i.Dir() != nil {
@@ -168,11 +267,14 @@ func check(i *fstree.Inode) error {
 // addEntry makes the node of a directory entry, unless the node belongs to another name, or has been made. A number of -1
 // means that the other name comes later.
 func (c *collector) addEntry(path string, dir *fstree.Directory, parent int32, e fstree.Entry) (k int32, made bool, err error) {
-	k, links := c.index[e.Inode]
+	links := false
+	if len(c.index) > 0 {
+		k, links = c.index[e.Inode]
+	}
 	if links && (k >= 0 || c.home[e.Inode] != dir) {
 		return k, false, nil
 	}
-	if k, err = c.add(path+"/"+e.Name, e.Inode); err != nil {
+	if k, err = c.add(path+"/", e.Name, e.Inode); err != nil {
 		return 0, false, err
 	}
 	if links {
@@ -192,8 +294,7 @@ func (c *collector) breadthFirst(rootInode *fstree.Inode) error {
 		me, parent int32
 	}
 	type later struct {
-		dir   int32
-		entry int
+		at    *int32
 		inode *fstree.Inode
 	}
 	var laters []later
@@ -204,13 +305,17 @@ func (c *collector) breadthFirst(rootInode *fstree.Inode) error {
 		if p.me == 0 {
 			home = rootInode.Dir()
 		}
-		entries := make([]dirent, 0, len(p.dir.Entries)+2)
+		list := newListing(p.dir.Entries, p.me, p.parent)
+		c.nodes[p.me].dir = list
 		for _, e := range p.dir.Entries {
 			k, made, err := c.addEntry(p.path, home, p.me, e)
 			if err != nil {
 				return err
 			}
-			entries = append(entries, dirent{e.Name, k})
+			list.nodes = append(list.nodes, k)
+			if k < 0 {
+				laters = append(laters, later{&list.nodes[len(list.nodes)-1], e.Inode})
+			}
 			if sub := e.Inode.Dir(); sub != nil {
 				queue = append(queue, pending{p.path + "/" + e.Name, sub, k, p.me})
 			}
@@ -220,16 +325,9 @@ func (c *collector) breadthFirst(rootInode *fstree.Inode) error {
 				c.nodes[p.me].whiteout = true
 			}
 		}
-		entries = withDots(entries, p.me, p.parent)
-		for k, e := range entries {
-			if e.node < 0 {
-				laters = append(laters, later{p.me, k, home.Lookup(e.name)})
-			}
-		}
-		c.nodes[p.me].entries = entries
 	}
 	for _, l := range laters {
-		c.nodes[l.dir].entries[l.entry].node = c.index[l.inode]
+		*l.at = c.index[l.inode]
 	}
 	return nil
 }
@@ -253,30 +351,19 @@ func withHidden(root *fstree.Inode) *fstree.Directory {
 
 // depthFirst adds what is below a directory for V2.
 func (c *collector) depthFirst(path string, dir *fstree.Directory, me, parent int32) error {
-	entries := make([]dirent, 0, len(dir.Entries)+2)
+	list := newListing(dir.Entries, me, parent)
+	c.nodes[me].dir = list
 	for _, e := range dir.Entries {
 		k, _, err := c.addEntry(path, dir, me, e)
 		if err != nil {
 			return err
 		}
-		entries = append(entries, dirent{e.Name, k})
+		list.nodes = append(list.nodes, k)
 		if sub := e.Inode.Dir(); sub != nil {
 			if err := c.depthFirst(path+"/"+e.Name, sub, k, me); err != nil {
 				return err
 			}
 		}
 	}
-	c.nodes[me].entries = withDots(entries, me, parent)
 	return nil
-}
-
-// withDots adds "." and "..", which are sorted like all other names.
-func withDots(entries []dirent, me, parent int32) []dirent {
-	for _, dot := range []dirent{{".", me}, {"..", parent}} {
-		k, _ := slices.BinarySearchFunc(entries, dot.name, func(e dirent, name string) int {
-			return strings.Compare(e.name, name)
-		})
-		entries = slices.Insert(entries, k, dot)
-	}
-	return entries
 }

@@ -23,7 +23,7 @@ func (img *image) layout() {
 		if n.compact {
 			head = compactSize
 		}
-		head += uint64(n.xattrSize)
+		head += n.attrs.bytes()
 		pos = align(pos, slotSize)
 		switch {
 		case img.format == V2:
@@ -50,19 +50,13 @@ func (img *image) layout() {
 // sizeData cuts a node's data into whole blocks and a tail.
 func (n *node) sizeData(f Format) {
 	switch {
-	case n.entries != nil:
-		rest := n.entries
-		for {
-			count := blockEntries(rest)
-			if count == len(rest) {
-				break
-			}
+	case n.dir != nil:
+		end, size := n.dir.block(0)
+		for end < n.dir.len() {
 			n.blocks++
-			rest = rest[count:]
+			end, size = n.dir.block(end)
 		}
-		for _, e := range rest {
-			n.tail += uint32(direntSize + len(e.name))
-		}
+		n.tail = uint32(size)
 		if n.tail > maxTail {
 			n.blocks, n.tail = n.blocks+1, 0
 		}
@@ -85,7 +79,7 @@ func (n *node) sizeData(f Format) {
 
 func (n *node) fitsCompact(buildTime fstree.Time) bool {
 	size := n.inode.Size()
-	if n.entries != nil {
+	if n.dir != nil {
 		size = uint64(n.blocks)*blockSize + uint64(n.tail)
 	}
 	return n.inode.Mtime == buildTime && n.nlink <= math.MaxUint16 && n.inode.UID <= math.MaxUint16 &&

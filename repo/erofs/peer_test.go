@@ -21,6 +21,10 @@ func fitC(t *fstree.Tree) {
 		if o, ok := i.Content.(*fstree.Object); ok && o.Digest.Algorithm() == fsverity.SHA512 {
 			o.Digest = fsverity.Of(fsverity.SHA256, o.Digest.Bytes())
 		}
+		// composefs-info reads a path to the next NUL, and there is one only where the attribute is padded.
+		if o, ok := i.Content.(*fstree.Object); ok && len(o.Path)%4 == 3 {
+			o.Path += "/"
+		}
 		return nil
 	})
 }
@@ -71,7 +75,13 @@ func TestRandomTreesAgainstTheCTools(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(text.Bytes(), out) {
-				t.Fatalf("seed %d %v: composefs-info prints another dump", seed, format)
+				want, got := bytes.Split(out, []byte("\n")), bytes.Split(text.Bytes(), []byte("\n"))
+				for k := range want {
+					if k >= len(got) || !bytes.Equal(want[k], got[k]) {
+						t.Fatalf("seed %d %v: composefs-info prints another dump, at line %d:\n%s\n%s", seed, format, k+1, want[k], got[min(k, len(got)-1)])
+					}
+				}
+				t.Fatalf("seed %d %v: composefs-info prints a shorter dump", seed, format)
 			}
 		}
 	}

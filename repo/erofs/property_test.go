@@ -22,6 +22,13 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
+// Names of attributes that an image stores or overlayfs reads in a way of their own, and names that only look like them.
+var oddXattrs = []string{
+	"lustre.x", "system.posix_acl_default", "system.posix_acl_accessory", "system.posix_acl", "user.", "trusted.", "security.", "x",
+	"trusted.overlay.", "trusted.overlay.opaque", "trusted.overlay.metacopy", "trusted.overlay.redirect",
+	"trusted.overlay.overlay.opaque", "trusted.overlayfs", "user.overlay.opaque", "user.overlay.whiteouts", "security.selinux",
+}
+
 // randomTree makes a tree of about n inodes in which everything occurs that images can hold.
 func randomTree(r *rand.Rand, n int) *fstree.Tree {
 	t := fstree.New()
@@ -29,9 +36,33 @@ func randomTree(r *rand.Rand, n int) *fstree.Tree {
 	var files []*fstree.Inode
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }
 	text := func(max int) string { return strings.Repeat(string(rune('a'+r.IntN(26))), 1+r.IntN(max)) }
+	seconds := pick("close", "far")
+	fill := func(i *fstree.Inode) {
+		i.Perm, i.UID, i.GID = r.Uint32()&0o7777, r.Uint32()>>r.IntN(32), r.Uint32()>>r.IntN(32)
+		i.Mtime = fstree.Time{Sec: int64(r.IntN(3)), Nsec: uint32(r.IntN(2)) * 7}
+		if seconds == "far" {
+			i.Mtime = fstree.Time{Sec: int64(r.Uint64()) >> r.IntN(64), Nsec: uint32(r.IntN(1e9))}
+		}
+		for range r.IntN(4) {
+			name := pick("user.", "trusted.", "security.", "trusted.overlay.", "user.overlay.", "other.") + text(3)
+			i.SetXattr(name, []byte(strings.Repeat("v", r.IntN(3)*r.IntN(600))))
+		}
+		if r.IntN(9) == 0 {
+			i.SetXattr("system.posix_acl_access", []byte{2, 0, 0, 0})
+		}
+		if r.IntN(6) == 0 {
+			i.SetXattr(pick(oddXattrs...), []byte(text(2)))
+		}
+		if r.IntN(40) == 0 {
+			for k := range r.IntN(200) { // more than an inode may share
+				i.SetXattr(fmt.Sprint("user.many", k), nil)
+			}
+		}
+	}
+	fill(t.Root)
 	for k := range n {
-		i := &fstree.Inode{Perm: r.Uint32() & 0o7777, UID: r.Uint32() >> r.IntN(32), GID: r.Uint32() >> r.IntN(32),
-			Mtime: fstree.Time{Sec: int64(r.IntN(3)), Nsec: uint32(r.IntN(2)) * 7}}
+		i := &fstree.Inode{}
+		fill(i)
 		switch r.IntN(12) {
 		case 0, 1, 2:
 			i.Content = &fstree.Directory{}
@@ -50,19 +81,27 @@ func randomTree(r *rand.Rand, n int) *fstree.Tree {
 		default:
 			alg := []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512}[r.IntN(2)]
 			i.Content = &fstree.Object{Digest: fsverity.Of(alg, []byte{byte(k)}), Size: 1 + r.Uint64()>>(12+r.IntN(50))}
-		}
-		for range r.IntN(4) {
-			name := pick("user.", "trusted.", "security.", "trusted.overlay.", "user.overlay.", "other.") + text(3)
-			i.SetXattr(name, []byte(strings.Repeat("v", r.IntN(3)*r.IntN(600))))
-		}
-		if r.IntN(9) == 0 {
-			i.SetXattr("system.posix_acl_access", []byte{2, 0, 0, 0})
+			switch o := i.Content.(*fstree.Object); r.IntN(8) {
+			case 0:
+				o.Path = text(300) // elsewhere
+			case 1:
+				o.Digest, o.Path = fsverity.Digest{}, text(300)
+			case 2:
+				o.Digest = fsverity.Digest{}
+			}
 		}
 		d := dirs[r.IntN(len(dirs))].Dir()
 		if len(files) > 0 && r.IntN(8) == 0 {
 			i = files[r.IntN(len(files))] // a hard link
 		}
-		d.Set(fmt.Sprint(text(200), k), i)
+		name := fmt.Sprint(text(200), k)
+		if r.IntN(10) == 0 {
+			d, name = t.Root.Dir(), fmt.Sprintf("%02x", r.IntN(256)) // where the object store would show through
+			if d.Lookup(name) != nil {
+				continue
+			}
+		}
+		d.Set(name, i)
 		if i.Dir() != nil {
 			dirs = append(dirs, i)
 		} else {

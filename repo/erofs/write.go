@@ -5,11 +5,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strings"
 
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
 // Write writes the tree as an image. The tree is not changed. An inode's Nlink is written as it is, for directories it
@@ -45,77 +45,128 @@ type image struct {
 }
 
 // attributes makes the attributes of every node: those of the tree, with the ones escaped that overlayfs would take for
-// its own, and those that overlayfs shall read.
+// its own, and those that overlayfs shall read. Most inodes have the attributes of another one, but for their objects.
 func (img *image) attributes() error {
 	table := newAttrTable(img.format)
-	var list []fstree.Xattr
+	unique := img.uniqueObjects()
+	type source struct {
+		xattrs *fstree.Xattr // the first one; sources use the same list for many inodes
+		count  int
+		own    fsverity.Algorithm // of an object of its own
+	}
+	known := map[source]*attrSet{}
+	const mostKnown = 1 << 16
 	for k := range img.nodes {
 		n := &img.nodes[k]
-		list = overlayAttributes(list[:0], n, img.format)
-		for _, x := range n.inode.Xattrs {
-			if rest, ok := strings.CutPrefix(x.Name, overlayPrefix); ok {
-				x.Name = escapedPrefix + rest
-			}
-			img.acl = img.acl || x.Name == xattrACLAccess || x.Name == xattrACLDefault
-			// What marks whiteouts replaces what the tree has under these names.
-			if img.format == V2 || !slices.ContainsFunc(list, func(have fstree.Xattr) bool { return have.Name == x.Name }) {
-				list = append(list, x)
-			}
+		from := source{count: len(n.inode.Xattrs)}
+		if from.count > 0 {
+			from.xattrs = &n.inode.Xattrs[0]
 		}
-		if k == 0 && img.format != V2 {
-			list = append(list, fstree.Xattr{Name: xattrOpaque, Value: []byte("y")})
+		o := n.object()
+		if o != nil && unique(o) {
+			from.own = o.Digest.Algorithm()
 		}
-		if img.format != V2 {
-			slices.SortFunc(list, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+		// What depends on more than that is not looked up.
+		plain := k > 0 && !n.escaped && !n.whiteout && (o == nil || from.own != 0)
+		if plain {
+			n.attrs = known[from]
 		}
-		if len(list) == 0 {
-			continue
-		}
-		n.attrs = make([]*attr, len(list))
-		for i, x := range list {
-			a, err := table.use(x.Name, string(x.Value))
+		if n.attrs == nil {
+			attrs, err := img.attrsOf(k, from.own != 0, table)
 			if err != nil {
 				return fmt.Errorf("%s: %w", img.path(int32(k)), err)
 			}
-			n.attrs[i] = a
-		}
-	}
-	shared, size := table.share()
-	img.shared, img.xattrsEnd = shared, size
-	return img.splitAttributes()
-}
-
-// splitAttributes puts the references to shared attributes before the ones that are written in full.
-func (img *image) splitAttributes() error {
-	most := uint32(maxSharedV2)
-	if img.format != V2 {
-		most = maxSharedV1
-	}
-	for k := range img.nodes {
-		n := &img.nodes[k]
-		if len(n.attrs) == 0 {
-			continue
-		}
-		var full []*attr
-		size := uint64(xattrHeaderSize)
-		refs := n.attrs[:0]
-		for _, a := range n.attrs {
-			if a.count > 1 && uint32(len(refs)) < most {
-				refs = append(refs, a)
-				size += 4
-			} else {
-				full = append(full, a)
-				size += a.size()
+			if len(attrs) == 0 {
+				continue
+			}
+			n.attrs = table.set(attrs)
+			if plain && len(known) < mostKnown {
+				known[from] = n.attrs
 			}
 		}
-		n.shared = uint32(len(refs))
-		n.attrs = append(refs, full...)
-		if (size-xattrHeaderSize)/4+1 > math.MaxUint16 {
-			return fmt.Errorf("%s: %d bytes of extended attributes do not fit in an inode", img.path(int32(k)), size)
+		n.attrs.inodes++
+	}
+	img.shared, img.xattrsEnd = table.share()
+	for _, s := range table.list {
+		if err := s.split(img.format); err != nil {
+			k := slices.IndexFunc(img.nodes, func(n node) bool { return n.attrs == s })
+			return fmt.Errorf("%s: %w", img.path(int32(k)), err)
 		}
-		n.xattrSize = uint32(size)
 	}
 	return nil
+}
+
+// uniqueObjects returns a function that tells of an object whether no other inode has the same one. It may err on the side of
+// "no": two digests that begin alike are as good as the same.
+func (img *image) uniqueObjects() func(*fstree.Object) bool {
+	count := 0
+	for k := range img.nodes {
+		if img.nodes[k].object() != nil {
+			count++
+		}
+	}
+	start := func(d fsverity.Digest) uint64 {
+		var b [64]byte
+		sum, _ := d.AppendBinary(b[:0])
+		return binary.LittleEndian.Uint64(sum)
+	}
+	seen, again := newSet(2*count), map[uint64]bool{}
+	see := func(d fsverity.Digest) {
+		if x := start(d); !seen.add(x) {
+			again[x] = true
+		}
+	}
+	for k := range img.nodes {
+		o := img.nodes[k].object()
+		if o == nil {
+			continue
+		}
+		if !o.Digest.IsZero() {
+			see(o.Digest)
+		}
+		if o.Path != "" { // it may be the path of another object
+			if d, err := fsverity.ParseObjectPath(o.Path); err == nil {
+				see(d)
+			}
+		}
+	}
+	return func(o *fstree.Object) bool { return o.Path == "" && !o.Digest.IsZero() && !again[start(o.Digest)] }
+}
+
+// attrsOf makes the attributes of a node, in the order of the format.
+func (img *image) attrsOf(k int, own bool, table *attrTable) ([]*attr, error) {
+	n := &img.nodes[k]
+	list := overlayAttributes(nil, n, img.format)
+	fromTree := len(list)
+	for _, x := range n.inode.Xattrs {
+		if rest, ok := strings.CutPrefix(x.Name, overlayPrefix); ok {
+			x.Name = escapedPrefix + rest
+		}
+		img.acl = img.acl || x.Name == xattrACLAccess || x.Name == xattrACLDefault
+		// What marks whiteouts replaces what the tree has under these names.
+		if img.format == V2 || !slices.ContainsFunc(list[:fromTree], func(have fstree.Xattr) bool { return have.Name == x.Name }) {
+			list = append(list, x)
+		}
+	}
+	if k == 0 && img.format != V2 {
+		list = append(list, fstree.Xattr{Name: xattrOpaque, Value: []byte("y")})
+	}
+	if img.format != V2 {
+		slices.SortFunc(list, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	}
+	attrs := make([]*attr, len(list))
+	for i, x := range list {
+		var err error
+		if own && (x.Name == xattrMetacopy || x.Name == xattrRedirect) {
+			attrs[i], err = table.useOwn(x.Name, x.Value)
+		} else {
+			attrs[i], err = table.use(x.Name, string(x.Value))
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return attrs, nil
 }
 
 // overlayAttributes appends the attributes that overlayfs reads: where a file's data is, and what is a whiteout.
@@ -123,12 +174,14 @@ func overlayAttributes(list []fstree.Xattr, n *node, f Format) []fstree.Xattr {
 	if o := n.object(); o != nil {
 		var metacopy []byte
 		if !o.Digest.IsZero() {
-			sum := o.Digest.Bytes()
-			metacopy = append([]byte{0, byte(4 + len(sum)), 0, byte(o.Digest.Algorithm())}, sum...)
+			metacopy = appendMetacopy(nil, o.Digest)
 		}
 		list = append(list, fstree.Xattr{Name: xattrMetacopy, Value: metacopy})
-		if path := o.Payload(); path != "" {
-			list = append(list, fstree.Xattr{Name: xattrRedirect, Value: []byte("/" + path)})
+		switch {
+		case o.Path != "":
+			list = append(list, fstree.Xattr{Name: xattrRedirect, Value: []byte("/" + o.Path)})
+		case !o.Digest.IsZero():
+			list = append(list, fstree.Xattr{Name: xattrRedirect, Value: appendRedirect(nil, o.Digest)})
 		}
 	}
 	if n.escaped {
@@ -150,8 +203,9 @@ func (img *image) path(k int32) string {
 		return "/"
 	}
 	for d := range img.nodes {
-		for _, e := range img.nodes[d].entries {
-			if e.node == k && e.name != "." && e.name != ".." {
+		l := img.nodes[d].dir
+		for i := 0; l != nil && i < l.len(); i++ {
+			if e := l.at(i); e.node == k && e.name != "." && e.name != ".." {
 				return strings.TrimSuffix(img.path(int32(d)), "/") + "/" + e.name
 			}
 		}
@@ -205,7 +259,7 @@ func (img *image) write(w *writer) {
 	}
 	w.padTo(img.inodesEnd)
 	for _, a := range img.shared {
-		buf = a.appendTo(buf[:0])
+		buf = a.appendTo(buf[:0], nil)
 		w.bytes(buf)
 	}
 	for k := range img.nodes {
@@ -253,8 +307,8 @@ func (img *image) appendInode(b []byte, k int) []byte {
 	le := binary.LittleEndian
 	layout, size, union := img.inodeData(n)
 	var icount uint16
-	if n.xattrSize > 0 {
-		icount = uint16((n.xattrSize-xattrHeaderSize)/4 + 1)
+	if n.attrs != nil {
+		icount = uint16((n.attrs.size-xattrHeaderSize)/4 + 1)
 	}
 	version := uint16(1)
 	if n.compact {
@@ -317,25 +371,21 @@ func (img *image) inodeData(n *node) (layout uint16, size uint64, union uint32) 
 }
 
 func (img *image) appendXattrs(b []byte, n *node) []byte {
-	if n.xattrSize == 0 {
+	if n.attrs == nil {
 		return b
 	}
 	le := binary.LittleEndian
-	filter := ^uint32(0)
-	for _, a := range n.attrs {
-		filter &^= a.filterBit()
-	}
-	b = le.AppendUint32(b, filter)
-	b = append(b, byte(n.shared), 0, 0, 0, 0, 0, 0, 0)
+	b = le.AppendUint32(b, n.attrs.filter)
+	b = append(b, byte(n.attrs.shared), 0, 0, 0, 0, 0, 0, 0)
 	start := img.inodesEnd
 	if img.format != V2 {
 		start %= blockSize // counted from the block where the table begins
 	}
-	for _, a := range n.attrs[:n.shared] {
+	for _, a := range n.attrs.attrs[:n.attrs.shared] {
 		b = le.AppendUint32(b, uint32((start+uint64(a.offset))/4))
 	}
-	for _, a := range n.attrs[n.shared:] {
-		b = a.appendTo(b)
+	for _, a := range n.attrs.attrs[n.attrs.shared:] {
+		b = a.appendTo(b, n.object())
 	}
 	return b
 }
@@ -345,12 +395,12 @@ func (img *image) writeTail(w *writer, n *node) {
 		return
 	}
 	switch {
-	case n.entries != nil:
+	case n.dir != nil:
 		first := 0
 		for range n.blocks {
-			first += blockEntries(n.entries[first:])
+			first, _ = n.dir.block(first)
 		}
-		img.writeEntries(w, n.entries[first:])
+		img.writeEntries(w, n.dir, first, n.dir.len())
 	case n.object() != nil:
 		writeNullChunks(w, int(n.tail/4))
 	default:
@@ -361,12 +411,12 @@ func (img *image) writeTail(w *writer, n *node) {
 
 func (img *image) writeBlocks(w *writer, n *node) {
 	switch {
-	case n.entries != nil:
-		rest := n.entries
+	case n.dir != nil:
+		first := 0
 		for k := range n.blocks {
-			count := blockEntries(rest)
-			img.writeEntries(w, rest[:count])
-			rest = rest[count:]
+			end, _ := n.dir.block(first)
+			img.writeEntries(w, n.dir, first, end)
+			first = end
 			w.padTo(uint64(n.block+k+1) * blockSize)
 		}
 	case n.object() != nil:
@@ -383,22 +433,13 @@ func writeNullChunks(w *writer, count int) {
 	}
 }
 
-// blockEntries returns how many of the entries fit in one block.
-func blockEntries(entries []dirent) int {
-	size := 0
-	for k, e := range entries {
-		if size += direntSize + len(e.name); size > blockSize {
-			return k
-		}
-	}
-	return len(entries)
-}
-
-func (img *image) writeEntries(w *writer, entries []dirent) {
+// writeEntries writes the entries from first to end as a block: all heads, then all names.
+func (img *image) writeEntries(w *writer, l *listing, first, end int) {
 	var b [direntSize]byte
 	le := binary.LittleEndian
-	offset := direntSize * len(entries)
-	for _, e := range entries {
+	offset := direntSize * (end - first)
+	for k := first; k < end; k++ {
+		e := l.at(k)
 		child := &img.nodes[e.node]
 		le.PutUint64(b[0:], child.pos/slotSize)
 		le.PutUint16(b[8:], uint16(offset))
@@ -406,7 +447,7 @@ func (img *image) writeEntries(w *writer, entries []dirent) {
 		w.bytes(b[:])
 		offset += len(e.name)
 	}
-	for _, e := range entries {
-		w.string(e.name)
+	for k := first; k < end; k++ {
+		w.string(l.at(k).name)
 	}
 }

@@ -47,7 +47,7 @@ func (m XattrMode) Keeps(name string) bool {
 // FilterXattrs removes the extended attributes that the mode does not keep.
 func (t *Tree) FilterXattrs(m XattrMode) {
 	t.Walk(func(_ string, i *Inode) error {
-		kept := i.Xattrs[:0]
+		var kept []Xattr
 		for _, x := range i.Xattrs {
 			if m.Keeps(x.Name) {
 				kept = append(kept, x)

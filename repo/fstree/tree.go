@@ -63,7 +63,7 @@ type Inode struct {
 	GID     uint32
 	Nlink   uint32 // number of names, see Tree.CountLinks; ignored for directories, where it follows from the entries
 	Mtime   Time
-	Xattrs  []Xattr // sorted by name, no name twice
+	Xattrs  []Xattr // sorted by name, no name twice; other inodes may have the same slice: it is replaced, never changed
 	Content Content
 }
 
@@ -183,17 +183,18 @@ func (i *Inode) Xattr(name string) ([]byte, bool) {
 // SetXattr sets an extended attribute, replacing an older value.
 func (i *Inode) SetXattr(name string, value []byte) {
 	k, ok := i.findXattr(name)
+	rest := i.Xattrs[k:]
 	if ok {
-		i.Xattrs[k].Value = value
-		return
+		rest = rest[1:]
 	}
-	i.Xattrs = slices.Insert(i.Xattrs, k, Xattr{name, value})
+	list := make([]Xattr, 0, k+1+len(rest))
+	i.Xattrs = append(append(append(list, i.Xattrs[:k]...), Xattr{name, value}), rest...)
 }
 
 // RemoveXattr removes an extended attribute, if it is there.
 func (i *Inode) RemoveXattr(name string) {
 	if k, ok := i.findXattr(name); ok {
-		i.Xattrs = slices.Delete(i.Xattrs, k, k+1)
+		i.Xattrs = slices.Concat(i.Xattrs[:k], i.Xattrs[k+1:])
 	}
 }
 

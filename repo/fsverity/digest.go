@@ -14,7 +14,6 @@ package fsverity
 import (
 	"encoding/hex"
 	"fmt"
-	"strings"
 )
 
 // BlockSize is the size in bytes of a Merkle tree block, for data and for hashes.
@@ -96,11 +95,19 @@ func ParseHex(s string) (Digest, error) {
 	default:
 		return Digest{}, fmt.Errorf("digest %q: %d characters, want 64 (sha256) or 128 (sha512)", shorten(s), len(s))
 	}
-	if strings.ToLower(s) != s {
-		return Digest{}, fmt.Errorf("digest %q: upper case, want lower-case hexadecimal digits", shorten(s))
-	}
-	if _, err := hex.Decode(d.sum[:], []byte(s)); err != nil {
-		return Digest{}, fmt.Errorf("digest %q: not hexadecimal", shorten(s))
+	for k := range len(s) {
+		c := s[k]
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c && c <= 'f':
+			c -= 'a' - 10
+		case 'A' <= c && c <= 'F':
+			return Digest{}, fmt.Errorf("digest %q: upper case, want lower-case hexadecimal digits", shorten(s))
+		default:
+			return Digest{}, fmt.Errorf("digest %q: not hexadecimal", shorten(s))
+		}
+		d.sum[k/2] = d.sum[k/2]<<4 | c
 	}
 	return d, nil
 }
@@ -132,6 +139,16 @@ func (d Digest) Bytes() []byte { return d.sum[:d.alg.Size()] }
 
 // String returns the lower-case hexadecimal digits, "" for the zero digest.
 func (d Digest) String() string { return hex.EncodeToString(d.Bytes()) }
+
+// AppendBinary appends the raw hash. The error is always nil.
+func (d Digest) AppendBinary(b []byte) ([]byte, error) {
+	return append(b, d.sum[:d.alg.Size()]...), nil
+}
+
+// AppendText appends the lower-case hexadecimal digits. The error is always nil.
+func (d Digest) AppendText(b []byte) ([]byte, error) {
+	return hex.AppendEncode(b, d.sum[:d.alg.Size()]), nil
+}
 
 // ObjectPath returns where the object with this digest is found below objects/: the first two digits, a slash and the
 // rest.
