@@ -28,5 +28,8 @@ func sha512AVX512(state *uint64, in **[4096]byte)
 //go:noescape
 func sha512AVX2(state *uint64, in **[4096]byte)
 
-// cpuid7 returns the feature flags of leaf 7 that EBX has.
-func cpuid7() uint32
+// cpuid returns what the processor says about itself, of sub-leaf 0.
+func cpuid(leaf uint32) (ebx uint32, ecx uint32)
+
+// xgetbv returns the registers that the operating system saves.
+func xgetbv() uint32

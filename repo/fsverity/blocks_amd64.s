@@ -6660,11 +6660,19 @@ padding:
 	VZEROUPPER
 	RET
 
-// func cpuid7() uint32
+// func cpuid(leaf uint32) (ebx uint32, ecx uint32)
 // Requires: CPUID
-TEXT ·cpuid7(SB), NOSPLIT, $0-4
-	MOVL $0x00000007, AX
+TEXT ·cpuid(SB), NOSPLIT, $0-16
+	MOVL leaf+0(FP), AX
 	XORL CX, CX
 	CPUID
-	MOVL BX, ret+0(FP)
+	MOVL BX, ebx+8(FP)
+	MOVL CX, ecx+12(FP)
+	RET
+
+// func xgetbv() uint32
+TEXT ·xgetbv(SB), NOSPLIT, $0-4
+	XORL CX, CX
+	XGETBV
+	MOVL AX, ret+0(FP)
 	RET

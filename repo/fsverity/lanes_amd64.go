@@ -1,10 +1,6 @@
 package fsverity
 
-import (
-	"os"
-
-	"golang.org/x/sys/cpu"
-)
+import "os"
 
 //go:generate go -C asm run . -out ../blocks_amd64.s -stubs ../blocks_amd64.go -pkg fsverity
 
@@ -16,17 +12,32 @@ type cpuFeatures struct{ avx512, avx2, sha bool }
 
 // features looks at the processor. COMPOSEFS_FSVERITY=avx2 or generic makes it a lesser one, for tests.
 func features() cpuFeatures {
-	f := cpuFeatures{
-		avx512: cpu.X86.HasAVX512F && cpu.X86.HasAVX512BW,
-		avx2:   cpu.X86.HasAVX2,
-		sha:    cpu.X86.HasAVX2 && cpuid7()&(1<<29) != 0, // who has AVX2 has leaf 7
-	}
+	f := detect()
 	switch os.Getenv("COMPOSEFS_FSVERITY") {
 	case "avx2":
 		f.avx512, f.sha = false, false
 	case "generic":
 		f = cpuFeatures{}
 	}
+	return f
+}
+
+// detect asks the processor, as the Intel manual says, volume 1, 14.3 and 15.2: an instruction set counts if the operating
+// system saves its registers.
+func detect() (f cpuFeatures) {
+	const (
+		osxsave, avx           = 1 << 27, 1 << 28 // leaf 1, ECX
+		avx2, avx512f, sha, bw = 1 << 5, 1 << 16, 1 << 29, 1 << 30
+		savesAVX, savesAVX512  = 0x06, 0xe6
+	)
+	if _, ecx := cpuid(1); ecx&(osxsave|avx) != osxsave|avx {
+		return f
+	}
+	saved := xgetbv()
+	ebx, _ := cpuid(7)
+	f.avx2 = ebx&avx2 != 0 && saved&savesAVX == savesAVX
+	f.avx512 = f.avx2 && ebx&(avx512f|bw) == avx512f|bw && saved&savesAVX512 == savesAVX512
+	f.sha = f.avx2 && ebx&sha != 0
 	return f
 }
 
