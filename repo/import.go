@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/composefs-boot/composefs-boot/repo/digestcache"
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
@@ -22,7 +26,7 @@ const (
 	// inMemory is the size in bytes up to which a content is read before it is decided whether it must be written.
 	inMemory = 4 << 20
 	// batch is how many objects are made durable at once: every one of them is an open file until then.
-	batch = 512
+	batch = 2048
 )
 
 // Import brings contents and images into a repository. It is an fstree.Sink. The repository is locked against garbage
@@ -30,14 +34,23 @@ const (
 type Import struct {
 	r       *Repo
 	objects *os.File
+	cache   *digestcache.Cache
 	release func()
 	buffers sync.Pool
+	empty   bool        // there were no objects when the import began
+	plain   atomic.Bool // the file system has no fs-verity
 
-	mu      sync.Mutex
-	pending map[fsverity.Digest]*temp // written, without a name
-	names   []name                    // to be made by Commit, in this order
-	stats   ImportStats
-	done    bool
+	fanMu sync.Mutex
+	fan   [256]int // descriptors of objects/00 to ff, 0 where there is none yet
+
+	mu       sync.Mutex
+	flushed  *sync.Cond
+	pending  map[fsverity.Digest]*temp // written, without a name
+	flushing map[fsverity.Digest]*temp // on their way to a name
+	failed   error                     // of a flush
+	names    []name                    // to be made by Commit, in this order
+	stats    ImportStats
+	done     bool
 }
 
 type name struct{ path, target string }
@@ -63,10 +76,16 @@ func (r *Repo) Begin(ctx context.Context, l LockOptions) (*Import, error) {
 		release()
 		return nil, err
 	}
-	i := &Import{r: r, objects: objects, release: release, pending: map[fsverity.Digest]*temp{}}
+	names, _ := objects.Readdirnames(1)
+	i := &Import{r: r, objects: objects, release: release, pending: map[fsverity.Digest]*temp{}, empty: len(names) == 0}
+	i.flushed = sync.NewCond(&i.mu)
 	i.buffers.New = func() any { return &buffer{d: fsverity.NewDigester(r.Algorithm())} }
 	return i, nil
 }
+
+// UseCache makes the import believe that objects which the cache knows have not changed since they were measured, instead of
+// measuring them again, where they have no fs-verity. Nothing must have been put yet.
+func (i *Import) UseCache(c *digestcache.Cache) { i.cache = c }
 
 type buffer struct {
 	b bytes.Buffer
@@ -93,36 +112,68 @@ func (i *Import) Put(r io.Reader, size int64) (fsverity.Digest, error) {
 	}
 	buf.d.Write(buf.b.Bytes())
 	digest := buf.d.Sum()
-	have, err := i.have(digest)
-	if have || err != nil {
-		return digest, err
+	return digest, i.putContent(digest, buf.b.Bytes())
+}
+
+// PutAll stores several contents, see fstree.Sink.
+func (i *Import) PutAll(contents [][]byte) ([]fsverity.Digest, error) {
+	digests := fsverity.OfAll(i.r.Algorithm(), contents)
+	for k, content := range contents {
+		if err := i.putContent(digests[k], content); err != nil {
+			return nil, err
+		}
+	}
+	return digests, nil
+}
+
+func (i *Import) putContent(d fsverity.Digest, content []byte) error {
+	if have, err := i.have(d, content); have || err != nil {
+		return err
 	}
 	t, err := newTemp(i.objects, i.r.dir)
 	if err != nil {
-		return digest, err
+		return err
 	}
-	if _, err := t.f.Write(buf.b.Bytes()); err != nil {
+	if _, err := t.Write(content); err != nil {
 		t.discard()
-		return digest, err
+		return err
 	}
-	return digest, i.add(digest, t, size)
+	return i.add(d, t, int64(len(content)))
 }
 
+// putLarge stores a content that does not fit in memory. Where the repository has objects already, it may have this one: a
+// content that can be read twice is only written when it is known to be new.
 func (i *Import) putLarge(d *fsverity.Digester, r io.Reader, size int64) (fsverity.Digest, error) {
+	read := func(r io.Reader) (fsverity.Digest, error) {
+		n, err := d.ReadFrom(r)
+		if err == nil && n != size {
+			err = fmt.Errorf("%w: %d bytes, %d were expected", errChanged, n, size)
+		}
+		return d.Sum(), err
+	}
+	if again, ok := r.(io.Seeker); ok && !i.empty {
+		digest, err := read(r)
+		if err != nil {
+			return digest, err
+		}
+		if have, err := i.have(digest, nil); have || err != nil {
+			return digest, err
+		}
+		if _, err := again.Seek(0, io.SeekStart); err != nil {
+			return digest, err
+		}
+		d.Reset()
+	}
 	t, err := newTemp(i.objects, i.r.dir)
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
-	n, err := d.ReadFrom(io.TeeReader(r, t.f))
-	if err == nil && n != size {
-		err = fmt.Errorf("%w: %d bytes, %d were expected", errChanged, n, size)
-	}
+	digest, err := read(io.TeeReader(r, t))
 	if err != nil {
 		t.discard()
-		return fsverity.Digest{}, err
+		return digest, err
 	}
-	digest := d.Sum()
-	have, err := i.have(digest)
+	have, err := i.have(digest, nil)
 	if have || err != nil {
 		t.discard()
 		return digest, err
@@ -130,15 +181,19 @@ func (i *Import) putLarge(d *fsverity.Digester, r io.Reader, size int64) (fsveri
 	return digest, i.add(digest, t, size)
 }
 
-// have reports whether an object is there and sound. One that is there but not sound is replaced later, by its name.
-func (i *Import) have(d fsverity.Digest) (bool, error) {
+// Has reports whether an object is there and sound, see fstree.Sink.
+func (i *Import) Has(d fsverity.Digest) (bool, error) { return i.have(d, nil) }
+
+// have reports whether an object is there and sound. One that is there but not sound is replaced later, by its name. The
+// content is what the object should have, or nil.
+func (i *Import) have(d fsverity.Digest, content []byte) (bool, error) {
 	i.mu.Lock()
-	_, pending := i.pending[d]
+	ok := i.pending[d] != nil || i.flushing[d] != nil
 	i.mu.Unlock()
-	if pending {
+	if ok {
 		return true, nil
 	}
-	ok, err := i.r.sound(d)
+	ok, err := i.sound(d, content)
 	if ok {
 		i.mu.Lock()
 		i.stats.Reused++
@@ -147,43 +202,136 @@ func (i *Import) have(d fsverity.Digest) (bool, error) {
 	return ok, err
 }
 
+// fanout returns a descriptor of the directory of an object, -1 if it is not there and is not to be made.
+func (i *Import) fanout(d fsverity.Digest, create bool) (int, error) {
+	i.fanMu.Lock()
+	defer i.fanMu.Unlock()
+	at := &i.fan[d.Bytes()[0]]
+	if *at != 0 {
+		return *at, nil
+	}
+	name := d.ObjectPath()[:2]
+	open := func() (int, error) {
+		return unix.Openat(int(i.objects.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
+	fd, err := retry(open)
+	if err == unix.ENOENT && create {
+		if err = unix.Mkdirat(int(i.objects.Fd()), name, 0o755); err == nil || err == unix.EEXIST {
+			fd, err = retry(open)
+		}
+	}
+	if err == unix.ENOENT && !create {
+		return -1, nil
+	}
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: "objects/" + name, Err: err}
+	}
+	*at = fd
+	return fd, nil
+}
+
 // sound reports whether an object is there and has its digest. It is measured once.
-func (r *Repo) sound(d fsverity.Digest) (bool, error) {
-	r.mu.Lock()
-	known := r.verified[d]
-	r.mu.Unlock()
+func (i *Import) sound(d fsverity.Digest, content []byte) (bool, error) {
+	i.r.mu.Lock()
+	known := i.r.verified[d]
+	i.r.mu.Unlock()
 	if known {
 		return true, nil
 	}
-	f, err := r.openat("objects/"+d.ObjectPath(), unix.O_RDONLY|unix.O_NONBLOCK)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
+	dir, err := i.fanout(d, false)
+	if dir < 0 {
+		return false, err
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(dir, d.ObjectPath()[3:], unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err == unix.ENOENT || err == unix.ELOOP {
 		return false, nil
 	}
 	if err != nil {
-		return false, err
+		return false, fmt.Errorf("object %v: %w", d, err)
 	}
+	ok, err := i.measure(fd, d, content)
+	if err != nil {
+		return false, fmt.Errorf("object %v: %w", d, err)
+	}
+	if ok {
+		i.r.mu.Lock()
+		i.r.verified[d] = true
+		i.r.mu.Unlock()
+	}
+	return ok, nil
+}
+
+// measure reports whether the open file is the object, and closes it. Without fs-verity its content is compared with the one
+// that is there already, which is as good as measuring it, or measured.
+func (i *Import) measure(fd int, d fsverity.Digest, content []byte) (bool, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS, &st); err != nil {
+		unix.Close(fd)
+		return false, os.NewSyscallError("statx", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		unix.Close(fd)
+		return false, nil
+	}
+	key := digestcache.KeyOf(&st)
+	if i.plain.Load() && !i.r.verity {
+		if v, ok := i.cache.Get(key); ok && v.Digest == d {
+			unix.Close(fd)
+			return true, nil
+		}
+		if content != nil {
+			same, err := sameContent(fd, int64(st.Size), content)
+			unix.Close(fd)
+			if same {
+				i.cache.Put(key, digestcache.Value{Digest: d})
+			}
+			return same, err
+		}
+	}
+	f := os.NewFile(uintptr(fd), "object")
 	defer f.Close()
-	switch err := r.Verify(f, d); {
+	if _, err := fsverity.Measure(f); errors.Is(err, fsverity.ErrNotSupported) {
+		i.plain.Store(true)
+	}
+	switch err := i.r.Verify(f, d); {
 	case err == nil:
-		r.mu.Lock()
-		r.verified[d] = true
-		r.mu.Unlock()
+		i.cache.Put(key, digestcache.Value{Digest: d})
 		return true, nil
 	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrNoVerity), errors.Is(err, unix.EIO):
 		return false, nil
 	default:
-		return false, fmt.Errorf("object %v: %w", d, err)
+		return false, err
 	}
 }
 
-func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
-	if err := t.readOnly(); err != nil {
-		t.discard()
-		return err
+// sameContent compares an open file with a content. A file that cannot be read is another one.
+func sameContent(fd int, size int64, content []byte) (bool, error) {
+	if size != int64(len(content)) {
+		return false, nil
 	}
+	buf := make([]byte, min(len(content), 256<<10))
+	for len(content) > 0 {
+		n, err := retry(func() (int, error) { return unix.Read(fd, buf[:min(len(buf), len(content))]) })
+		if err == unix.EIO {
+			return false, nil
+		}
+		if err != nil {
+			return false, os.NewSyscallError("read", err)
+		}
+		if n == 0 || !bytes.Equal(buf[:n], content[:n]) {
+			return false, nil
+		}
+		content = content[n:]
+	}
+	return true, nil
+}
+
+func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.pending[d] != nil { // another goroutine had the same content
+	if i.pending[d] != nil || i.flushing[d] != nil { // another goroutine had the same content
 		t.discard()
 		return nil
 	}
@@ -191,51 +339,92 @@ func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
 	i.stats.Objects++
 	i.stats.Bytes += size
 	if len(i.pending) < batch {
-		return nil
+		return i.failed
 	}
-	return i.flush()
-}
-
-// flush makes what is pending durable and then visible. The caller holds the lock: other writers wait at the barrier.
-func (i *Import) flush() error {
-	if len(i.pending) == 0 {
-		return nil
+	// One flush goes on while others fill the next batch; who is faster than the disk waits here.
+	i.awaitFlush()
+	if i.failed != nil || len(i.pending) < batch {
+		return i.failed
 	}
-	if err := unix.Syncfs(int(i.objects.Fd())); err != nil {
-		return os.NewSyscallError("syncfs", err)
-	}
-	for d, t := range i.pending {
-		err := i.publish(d, t)
-		t.discard()
-		delete(i.pending, d)
-		if err != nil {
-			return fmt.Errorf("object %v: %w", d, err)
-		}
-	}
+	i.flushing, i.pending = i.pending, map[fsverity.Digest]*temp{}
+	list := maps.Clone(i.flushing)
+	go func() {
+		err := i.flush(list)
+		i.mu.Lock()
+		i.failed, i.flushing = err, nil
+		i.flushed.Broadcast()
+		i.mu.Unlock()
+	}()
 	return nil
 }
 
+// awaitFlush waits until no flush goes on. The caller holds the lock.
+func (i *Import) awaitFlush() {
+	for i.flushing != nil {
+		i.flushed.Wait()
+	}
+}
+
+// flush makes files durable and then visible. It closes them, whatever happens.
+func (i *Import) flush(list map[fsverity.Digest]*temp) error {
+	if len(list) == 0 {
+		return nil
+	}
+	var failed error
+	if err := unix.Syncfs(int(i.objects.Fd())); err != nil {
+		failed = os.NewSyscallError("syncfs", err)
+	}
+	var mu sync.Mutex
+	var workers sync.WaitGroup
+	queue := make(chan fsverity.Digest)
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for d := range queue {
+				mu.Lock()
+				skip := failed != nil
+				mu.Unlock()
+				if !skip {
+					if err := i.publish(d, list[d]); err != nil {
+						mu.Lock()
+						failed = fmt.Errorf("object %v: %w", d, err)
+						mu.Unlock()
+					}
+				}
+				list[d].discard()
+			}
+		})
+	}
+	for d := range list {
+		queue <- d
+	}
+	close(queue)
+	workers.Wait()
+	return failed
+}
+
 func (i *Import) publish(d fsverity.Digest, t *temp) error {
-	err := t.seal(i.r.Algorithm(), i.objects)
-	if errors.Is(err, fsverity.ErrNotSupported) && !i.r.verity {
-		err = nil
+	if !i.plain.Load() || i.r.verity {
+		err := t.seal(i.r.Algorithm(), i.objects)
+		if errors.Is(err, fsverity.ErrNotSupported) && !i.r.verity {
+			i.plain.Store(true)
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
 	}
+	dir, err := i.fanout(d, true)
 	if err != nil {
 		return err
 	}
-	path := d.ObjectPath()
-	dir, err := i.r.mkdir("objects/" + filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	err = t.link(dir, filepath.Base(path))
+	name := d.ObjectPath()[3:]
+	err = t.link(dir, name)
 	if errors.Is(err, unix.EEXIST) {
 		// Either somebody else was faster, or this object is there to be replaced.
-		if ok, _ := i.r.sound(d); ok {
+		if ok, _ := i.sound(d, nil); ok {
 			return nil
 		}
-		err = t.replace(dir, filepath.Base(path))
+		err = t.replace(dir, name)
 	}
 	if err == nil {
 		i.r.mu.Lock()
@@ -267,12 +456,12 @@ func (i *Import) putImage(write func(io.Writer) error, ref string) (fsverity.Dig
 		return fsverity.Digest{}, err
 	}
 	d := fsverity.NewDigester(i.r.Algorithm())
-	if err := write(io.MultiWriter(t.f, d)); err != nil {
+	if err := write(io.MultiWriter(t, d)); err != nil {
 		t.discard()
 		return fsverity.Digest{}, err
 	}
 	digest := d.Sum()
-	have, err := i.have(digest)
+	have, err := i.have(digest, nil)
 	if have || err != nil {
 		t.discard()
 	} else {
@@ -331,7 +520,13 @@ func (i *Import) Commit() error {
 		return errors.New("the import is over")
 	}
 	defer i.end()
-	if err := i.flush(); err != nil {
+	i.awaitFlush()
+	if i.failed != nil {
+		return i.failed
+	}
+	list := i.pending
+	i.pending = map[fsverity.Digest]*temp{}
+	if err := i.flush(list); err != nil {
 		return err
 	}
 	if len(i.names) == 0 {
@@ -369,10 +564,16 @@ func (i *Import) Abort() {
 
 func (i *Import) end() {
 	i.done = true
+	i.awaitFlush()
 	for _, t := range i.pending {
 		t.discard()
 	}
 	i.pending = map[fsverity.Digest]*temp{}
+	for _, fd := range i.fan {
+		if fd != 0 {
+			unix.Close(fd)
+		}
+	}
 	i.objects.Close()
 	i.release()
 }

@@ -128,11 +128,11 @@ func writeMeta(dir *os.File, m Meta, c Config) error {
 		return err
 	}
 	defer t.discard()
-	if _, err := t.f.Write(append(b, '\n')); err != nil {
+	if _, err := t.Write(append(b, '\n')); err != nil {
 		return err
 	}
-	if err := t.f.Sync(); err != nil {
-		return err
+	if err := unix.Fsync(t.fd); err != nil {
+		return os.NewSyscallError("fsync", err)
 	}
 	err = t.seal(c.Algorithm, dir)
 	if errors.Is(err, fsverity.ErrNotSupported) {
@@ -145,7 +145,7 @@ func writeMeta(dir *os.File, m Meta, c Config) error {
 	if err != nil {
 		return err
 	}
-	if err := t.link(dir, "meta.json"); err != nil {
+	if err := t.link(int(dir.Fd()), "meta.json"); err != nil {
 		return err
 	}
 	return dir.Sync()

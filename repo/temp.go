@@ -11,9 +11,11 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
-// temp is a file that has no name yet or, on file systems that need one, a name in tmp/.
+// temp is a file that has no name yet or, on file systems that need one, a name in tmp/. It is a plain descriptor: an import
+// makes hundreds of thousands of them, and an os.File costs several system calls each.
 type temp struct {
-	f    *os.File
+	fd   int
+	file *os.File // of fd, once it has been sealed
 	dir  *os.File // where name is
 	name string   // "" if the file has none
 }
@@ -24,9 +26,11 @@ var noUnnamed = false
 // newTemp makes a file on the file system of dir, below repository.
 func newTemp(dir, repository *os.File) (*temp, error) {
 	if !noUnnamed {
-		fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
+		fd, err := retry(func() (int, error) {
+			return unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o644)
+		})
 		if err == nil {
-			return &temp{f: os.NewFile(uintptr(fd), "unnamed file")}, nil
+			return &temp{fd: fd}, nil
 		}
 		if err != unix.EOPNOTSUPP && err != unix.EISDIR && err != unix.ENOSYS {
 			return nil, &os.PathError{Op: "create", Path: dir.Name(), Err: err}
@@ -40,64 +44,85 @@ func newTemp(dir, repository *os.File) (*temp, error) {
 		return nil, err
 	}
 	name := rand.Text()
-	fd, err := unix.Openat(int(tmp.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(int(tmp.Fd()), name, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
+	})
 	if err != nil {
 		tmp.Close()
 		return nil, &os.PathError{Op: "create", Path: "tmp/" + name, Err: err}
 	}
-	return &temp{f: os.NewFile(uintptr(fd), "tmp/"+name), dir: tmp, name: name}, nil
+	return &temp{fd: fd, dir: tmp, name: name}, nil
 }
 
-// readOnly exchanges the descriptor for one that cannot write: while there is one that can, fs-verity cannot be enabled.
-func (t *temp) readOnly() error {
-	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", t.f.Fd()))
-	if err != nil {
-		return err
+// retry calls f again while a signal interrupts it.
+func retry(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if err != unix.EINTR {
+			return n, err
+		}
 	}
-	t.f.Close()
-	t.f = f
-	return nil
+}
+
+// Write appends to the file.
+func (t *temp) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		n, err := retry(func() (int, error) { return unix.Write(t.fd, b[done:]) })
+		if err != nil {
+			return done, os.NewSyscallError("write", err)
+		}
+		done += n
+	}
+	return done, nil
 }
 
 // seal enables fs-verity. ErrNotSupported leaves the file as it was.
 func (t *temp) seal(a fsverity.Algorithm, dir *os.File) error {
-	if err := t.readOnly(); err != nil {
-		return err
+	// While a descriptor can write, fs-verity cannot be enabled.
+	fd, err := retry(func() (int, error) {
+		return unix.Open(fmt.Sprintf("/proc/self/fd/%d", t.fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return os.NewSyscallError("open", err)
 	}
+	unix.Close(t.fd)
+	t.file = os.NewFile(uintptr(fd), "new object")
 	if t.name != "" {
-		return fsverity.Enable(t.f, a)
+		err = fsverity.Enable(t.file, a)
+	} else {
+		t.file, err = fsverity.EnableOrCopy(t.file, dir, a)
 	}
-	f, err := fsverity.EnableOrCopy(t.f, dir, a)
-	t.f = f
+	t.fd = int(t.file.Fd())
 	return err
 }
 
 // link gives the file its name. The error is EEXIST if there is one of that name.
-func (t *temp) link(dir *os.File, name string) error {
+func (t *temp) link(dir int, name string) error {
 	var err error
 	if t.name != "" {
-		err = unix.Linkat(int(t.dir.Fd()), t.name, int(dir.Fd()), name, 0)
+		err = unix.Linkat(int(t.dir.Fd()), t.name, dir, name, 0)
 		if err == nil {
 			unix.Unlinkat(int(t.dir.Fd()), t.name, 0)
 			t.name = ""
 		}
 	} else {
-		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", t.f.Fd()), int(dir.Fd()), name, unix.AT_SYMLINK_FOLLOW)
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", t.fd), dir, name, unix.AT_SYMLINK_FOLLOW)
 	}
 	if err != nil {
-		return &os.LinkError{Op: "link", Old: t.f.Name(), New: name, Err: err}
+		return &os.LinkError{Op: "link", Old: "new file", New: name, Err: err}
 	}
 	return nil
 }
 
 // replace gives the file a name that another file has.
-func (t *temp) replace(dir *os.File, name string) error {
+func (t *temp) replace(dir int, name string) error {
 	other := "." + rand.Text()
 	if err := t.link(dir, other); err != nil {
 		return err
 	}
-	if err := unix.Renameat(int(dir.Fd()), other, int(dir.Fd()), name); err != nil {
-		unix.Unlinkat(int(dir.Fd()), other, 0)
+	if err := unix.Renameat(dir, other, dir, name); err != nil {
+		unix.Unlinkat(dir, other, 0)
 		return &os.LinkError{Op: "rename", Old: other, New: name, Err: err}
 	}
 	return nil
@@ -111,7 +136,11 @@ func (t *temp) discard() {
 	if t.dir != nil {
 		t.dir.Close()
 	}
-	t.f.Close()
+	if t.file != nil {
+		t.file.Close()
+	} else {
+		unix.Close(t.fd)
+	}
 }
 
 // symlink makes a symbolic link, replacing what is there, in one step.

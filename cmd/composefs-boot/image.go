@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/composefs-boot/composefs-boot/boot"
 	"github.com/composefs-boot/composefs-boot/boot/karg"
 	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/digestcache"
 	"github.com/composefs-boot/composefs-boot/repo/dumpfile"
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
@@ -25,6 +29,7 @@ type treeFlags struct {
 	bootable bool
 	asIs     bool
 	xattrs   string
+	noCache  bool
 }
 
 func (t *treeFlags) add(c *cobra.Command, bootable bool) {
@@ -35,10 +40,21 @@ func (t *treeFlags) add(c *cobra.Command, bootable bool) {
 		"take the tree as it is, with all extended attributes: do not make the root like /usr")
 	c.Flags().StringVar(&t.xattrs, "xattrs", fstree.XattrsAllowlist.String(),
 		"extended attributes that are kept: allowlist-only, keep-user-xattrs or all")
+	c.Flags().BoolVar(&t.noCache, "no-cache", false, "read every file, also those that have not changed since they were read last")
+}
+
+// cache returns the digests of the files below a directory that earlier runs have left, nil if there is no place for them.
+func (t *treeFlags) cache(dir string, alg fsverity.Algorithm) *digestcache.Cache {
+	home, err := os.UserCacheDir()
+	var st unix.Stat_t
+	if t.noCache || err != nil || unix.Stat(dir, &st) != nil {
+		return nil
+	}
+	return digestcache.Open(filepath.Join(home, "composefs-boot", fmt.Sprintf("digests-%v-%x-%x", alg, st.Dev, st.Ino)), alg)
 }
 
 // read reads a directory, and hands contents to the sink.
-func (a *app) read(ctx context.Context, dir string, sink fstree.Sink, t treeFlags) (*fstree.Tree, error) {
+func (a *app) read(ctx context.Context, dir string, sink fstree.Sink, cache *digestcache.Cache, t treeFlags) (*fstree.Tree, error) {
 	mode, err := fstree.ParseXattrMode(t.xattrs)
 	if err != nil {
 		return nil, usageError{err}
@@ -51,10 +67,11 @@ func (a *app) read(ctx context.Context, dir string, sink fstree.Sink, t treeFlag
 		return progressEvent{What: "reading " + dir, Files: counts.Files.Load(), Bytes: counts.Bytes.Load()}
 	})
 	defer p.end()
-	tree, err := scan.Dir(ctx, dir, sink, scan.Options{Xattrs: mode, Progress: &counts})
+	tree, err := scan.Dir(ctx, dir, sink, scan.Options{Xattrs: mode, Progress: &counts, Cache: cache})
 	if err != nil {
 		return nil, err
 	}
+	cache.Save() // without it the next run takes longer, no more
 	if !t.asIs {
 		if err := tree.MakeContainerRoot(mode); err != nil {
 			return nil, fmt.Errorf("%s: %w", dir, err)
@@ -91,7 +108,7 @@ func (a *app) compute(ctx context.Context, dir string, t treeFlags) (fsverity.Di
 	if err != nil {
 		return fsverity.Digest{}, 0, usageError{err}
 	}
-	tree, err := a.read(ctx, dir, scan.Digests(alg), t)
+	tree, err := a.read(ctx, dir, scan.Digests(alg), t.cache(dir, alg), t)
 	if err == nil {
 		err = bootable(tree, scan.Files(dir), dir, t)
 	}
@@ -205,7 +222,7 @@ V0 and V1: composefs.digest=v1-sha512-12:DIGEST; V2: composefs=DIGEST.`,
 				alg = r.Algorithm()
 				r.Close()
 			}
-			tree, err := a.read(c.Context(), args[0], scan.Digests(alg), dump)
+			tree, err := a.read(c.Context(), args[0], scan.Digests(alg), dump.cache(args[0], alg), dump)
 			if err == nil {
 				err = bootable(tree, scan.Files(args[0]), args[0], dump)
 			}
@@ -262,7 +279,9 @@ func (a *app) createImage(ctx context.Context, dir, name string, t treeFlags) er
 			return err
 		}
 		defer i.Abort()
-		tree, err := a.read(ctx, dir, i, t)
+		known := t.cache(filepath.Join(r.Path(), "objects"), r.Algorithm())
+		i.UseCache(known)
+		tree, err := a.read(ctx, dir, i, t.cache(dir, r.Algorithm()), t)
 		if err == nil {
 			err = bootable(tree, scan.Files(dir), dir, t)
 		}
@@ -276,6 +295,7 @@ func (a *app) createImage(ctx context.Context, dir, name string, t treeFlags) er
 		if err := i.Commit(); err != nil {
 			return err
 		}
+		known.Save()
 		if a.json {
 			result := newImageResult(d, format)
 			stats := i.Stats()

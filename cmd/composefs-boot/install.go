@@ -154,7 +154,7 @@ func objectsOf(r *repo.Repo) fstree.Open {
 func (a *app) readSystem(ctx context.Context, source string, sink fstree.Sink) (boot.System, error) {
 	s := boot.System{Open: scan.Files(source)}
 	var err error
-	if s.Tree, err = a.read(ctx, source, sink, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
+	if s.Tree, err = a.read(ctx, source, sink, nil, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
 		return s, err
 	}
 	// Before /boot is emptied.

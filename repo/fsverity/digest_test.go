@@ -54,6 +54,27 @@ func TestWritesOfAnySize(t *testing.T) {
 	}
 }
 
+// Files are the same together as alone.
+func TestOfAll(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 100 {
+		contents := make([][]byte, r.IntN(70))
+		for k := range contents {
+			contents[k] = make([]byte, []int{0, 1, 4095, 4096, 4097, 64 * 4096, 64*4096 + 1, 128 * 4096, 128*4096 + 1, r.IntN(1 << 16)}[r.IntN(10)])
+			for n := range contents[k] {
+				contents[k][n] = byte(r.Uint32())
+			}
+		}
+		for _, alg := range []fsverity.Algorithm{fsverity.SHA256, fsverity.SHA512} {
+			for k, got := range fsverity.OfAll(alg, contents) {
+				if want := fsverity.Of(alg, contents[k]); got != want {
+					t.Fatalf("%v of %d bytes, together: %v, alone: %v", alg, len(contents[k]), got, want)
+				}
+			}
+		}
+	}
+}
+
 func TestResetForgetsTheFile(t *testing.T) {
 	d := fsverity.NewDigester(fsverity.SHA512)
 	d.Write(make([]byte, 3*fsverity.BlockSize*64+5))

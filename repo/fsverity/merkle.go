@@ -133,7 +133,7 @@ func (d *Digester) Size() uint64 { return d.size }
 
 // Sum returns the digest of what was written. The digester must be Reset before it is used again.
 func (d *Digester) Sum() Digest {
-	return d.descriptorDigest(d.root())
+	return descriptorDigest(d.alg, d.size, d.root())
 }
 
 func (d *Digester) root() []byte {
@@ -161,19 +161,19 @@ func (d *Digester) root() []byte {
 // DescriptorSize is the size in bytes of a descriptor as the kernel stores it.
 const DescriptorSize = 256
 
-func (d *Digester) descriptor(root []byte) []byte {
-	desc := make([]byte, DescriptorSize)
+func descriptor(a Algorithm, size uint64, root []byte) (desc [DescriptorSize]byte) {
 	desc[0] = 1 // version
-	desc[1] = byte(d.alg)
+	desc[1] = byte(a)
 	desc[2] = 12 // log2 of the block size
-	binary.LittleEndian.PutUint64(desc[8:], d.size)
+	binary.LittleEndian.PutUint64(desc[8:], size)
 	copy(desc[16:80], root)
 	return desc
 }
 
-func (d *Digester) descriptorDigest(root []byte) Digest {
-	sum := Digest{alg: d.alg}
-	appendHash(d.alg, d.descriptor(root), sum.sum[:0])
+func descriptorDigest(a Algorithm, size uint64, root []byte) Digest {
+	desc := descriptor(a, size, root)
+	sum := Digest{alg: a}
+	appendHash(a, desc[:], sum.sum[:0])
 	return sum
 }
 
@@ -217,7 +217,8 @@ func MetadataOf(a Algorithm, r io.Reader) (Metadata, int64, error) {
 		return Metadata{}, n, err
 	}
 	root := d.root()
-	m := Metadata{Digest: d.descriptorDigest(root), Descriptor: d.descriptor(root)}
+	desc := descriptor(d.alg, d.size, root)
+	m := Metadata{Digest: descriptorDigest(d.alg, d.size, root), Descriptor: desc[:]}
 	for i := len(levels) - 1; i >= 0; i-- {
 		m.Tree = append(m.Tree, levels[i]...)
 	}

@@ -52,6 +52,7 @@ func WriteTree(a Algorithm, r io.Reader, size int64, w io.WriterAt) (Metadata, e
 		return Metadata{}, fmt.Errorf("has %d bytes instead of %d: it changed meanwhile", d.Size(), size)
 	}
 	root := d.root()
-	m := Metadata{Digest: d.descriptorDigest(root), Descriptor: d.descriptor(root)}
+	desc := descriptor(d.alg, d.size, root)
+	m := Metadata{Digest: descriptorDigest(d.alg, d.size, root), Descriptor: desc[:]}
 	return m, failed
 }

@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -20,14 +21,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/composefs-boot/composefs-boot/repo/digestcache"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 )
 
 // Options says what is read.
 type Options struct {
 	Xattrs   fstree.XattrMode
-	Progress *Progress // counts along, if it is not nil
-	Workers  int       // 0: one for each processor
+	Progress *Progress          // counts along, if it is not nil
+	Workers  int                // 0: one for each processor
+	Cache    *digestcache.Cache // of digests; nil: every file is read
 }
 
 // Progress counts what has been read; other goroutines may look at it while the scan goes on.
@@ -42,26 +45,27 @@ var ErrCrossesMount = errors.New("another file system is mounted here: unmount i
 // Dir reads the directory at path, itself included, and gives the content of every file that is too large to stay in the
 // tree to the sink. The path may be a symbolic link to the directory. Errors name the path relative to the directory.
 func Dir(ctx context.Context, path string, sink fstree.Sink, o Options) (*fstree.Tree, error) {
-	root, err := os.OpenFile(path, unix.O_DIRECTORY, 0)
+	root, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	s := &scanner{sink: sink, options: o, links: map[identity]*fstree.Inode{}}
+	s.buffers.New = func() any { return &buffers{content: make([]byte, 0, batchBytes)} }
 	if s.options.Progress == nil {
 		s.options.Progress = &Progress{}
 	}
 	st, err := statx(root, "")
 	if err != nil {
-		root.Close()
+		unix.Close(root)
 		return nil, err
 	}
 	s.device = device(&st)
 	tree := &fstree.Tree{Root: inodeOf(&st)}
-	if tree.Root.Xattrs, err = s.xattrs(root, ""); err != nil {
-		root.Close()
+	if tree.Root.Xattrs, _, err = s.xattrs(root, ""); err != nil {
+		unix.Close(root)
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	s.push(func() error { return s.directory(&openDir{f: root, path: ""}, tree.Root) })
+	s.push(func() error { return s.directory(&openDir{fd: root, path: ""}, tree.Root) })
 	if err := s.run(ctx); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -75,6 +79,7 @@ type scanner struct {
 	sink    fstree.Sink
 	options Options
 	device  uint64 // of the file system that is scanned
+	buffers sync.Pool
 
 	mu      sync.Mutex
 	wake    *sync.Cond
@@ -149,9 +154,10 @@ func (s *scanner) fail(err error) {
 	s.mu.Unlock()
 }
 
-// openDir is a directory that stays open until the last file in it has been read.
+// openDir is a directory that stays open until the last file in it has been read. Descriptors are plain numbers here: an
+// os.File costs four more system calls a file.
 type openDir struct {
-	f    *os.File
+	fd   int
 	refs atomic.Int32 // of tasks that read its files, besides the one that reads the directory itself
 	path string       // relative to the root, "" for the root itself
 }
@@ -159,7 +165,7 @@ type openDir struct {
 func (d *openDir) hold() { d.refs.Add(1) }
 func (d *openDir) release() {
 	if d.refs.Add(-1) < 0 {
-		d.f.Close()
+		unix.Close(d.fd)
 	}
 }
 
@@ -170,167 +176,332 @@ func (d *openDir) join(name string) string {
 	return d.path + "/" + name
 }
 
-// open opens an entry for reading. Without O_NONBLOCK a pipe that took the file's place would block.
-func (d *openDir) open(name string, flags int) (*os.File, error) {
-	fd, err := unix.Openat(int(d.f.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|flags, 0)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), d.join(name)), nil
+// Files of up to smallFile bytes are read in batches.
+const (
+	smallFile  = 64 << 10
+	batchBytes = 512 << 10
+	batchFiles = 64
+)
+
+// file is a regular file that is to be read.
+type file struct {
+	name  string
+	inode *fstree.Inode
+	key   digestcache.Key
+	mode  uint16
+}
+
+// buffers is what a batch works with.
+type buffers struct {
+	content  []byte
+	contents [][]byte
+	files    []*file
+	plain    []bool // no attributes
 }
 
 func (s *scanner) directory(d *openDir, inode *fstree.Inode) error {
 	defer d.release()
-	names, err := d.f.Readdirnames(-1)
+	names, err := readNames(d.fd)
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	sort.Strings(names)
 	dir := inode.Dir()
 	dir.Entries = make([]fstree.Entry, 0, len(names))
+	var batch []file
+	var size uint64
+	flush := func() {
+		if len(batch) > 0 {
+			files := batch
+			d.hold()
+			s.push(func() error { return s.files(d, files) })
+			batch, size = nil, 0
+		}
+	}
 	for _, name := range names {
-		child, err := s.entry(d, name)
+		child, f, err := s.entry(d, name)
 		if err != nil {
 			return fmt.Errorf("%s: %w", d.join(name), err)
+		}
+		switch {
+		case f.inode == nil:
+		case f.key.Size > smallFile:
+			one := f
+			d.hold()
+			s.push(func() error { return s.large(d, &one) })
+		default:
+			if size+f.key.Size > batchBytes || len(batch) == batchFiles {
+				flush()
+			}
+			batch, size = append(batch, f), size+f.key.Size
 		}
 		dir.Entries = append(dir.Entries, fstree.Entry{Name: name, Inode: child})
 		s.options.Progress.Files.Add(1)
 	}
+	flush()
 	return nil
 }
 
-// entry makes the inode of a directory entry. What is large is left to another task.
-func (s *scanner) entry(d *openDir, name string) (*fstree.Inode, error) {
-	st, err := statx(d.f, name)
+// readNames returns the names in a directory, in any order.
+func readNames(fd int) (names []string, err error) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := unix.ReadDirent(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return names, err
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+	}
+}
+
+// entry makes the inode of a directory entry. A regular file with content is returned to be read later.
+func (s *scanner) entry(d *openDir, name string) (*fstree.Inode, file, error) {
+	st, err := statx(d.fd, name)
 	if err != nil {
-		return nil, err
+		return nil, file{}, err
 	}
 	isDir := uint32(st.Mode)&fstree.TypeMask == fstree.TypeDir
 	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 || isDir && device(&st) != s.device {
-		return nil, ErrCrossesMount
+		return nil, file{}, ErrCrossesMount
 	}
+	inode := inodeOf(&st)
 	if !isDir && st.Nlink > 1 {
-		// The lock makes the first of several names the one that reads the file.
-		s.mu.Lock()
-		defer s.mu.Unlock()
+		// The first of several names is the one that reads the file.
 		id := identity{device(&st), st.Ino}
-		if inode := s.links[id]; inode != nil {
-			return inode, nil
+		s.mu.Lock()
+		known := s.links[id]
+		if known == nil {
+			s.links[id] = inode
 		}
-		inode, task, err := s.newInode(d, name, &st)
-		if err != nil {
-			return nil, err
+		s.mu.Unlock()
+		if known != nil {
+			return known, file{}, nil
 		}
-		s.links[id] = inode
-		if task != nil {
-			s.tasks = append(s.tasks, task)
-			s.wake.Signal()
-		}
-		return inode, nil
 	}
-	inode, task, err := s.newInode(d, name, &st)
-	if err == nil && task != nil {
-		s.push(task)
-	}
-	return inode, err
-}
-
-// newInode makes an inode and, for a directory or a file with content, the task that reads it.
-func (s *scanner) newInode(d *openDir, name string, st *unix.Statx_t) (*fstree.Inode, func() error, error) {
-	inode := inodeOf(st)
 	switch uint32(st.Mode) & fstree.TypeMask {
 	case fstree.TypeDir:
-		f, err := s.openSame(d, name, st, unix.O_DIRECTORY)
+		fd, err := openSame(d.fd, name, digestcache.KeyOf(&st), st.Mode, unix.O_DIRECTORY)
 		if err != nil {
-			return nil, nil, err
+			return nil, file{}, err
 		}
-		if inode.Xattrs, err = s.xattrs(f, ""); err != nil {
-			f.Close()
-			return nil, nil, err
+		if inode.Xattrs, _, err = s.xattrs(fd, ""); err != nil {
+			unix.Close(fd)
+			return nil, file{}, err
 		}
-		sub := &openDir{f: f, path: d.join(name)}
-		return inode, func() error { return s.directory(sub, inode) }, nil
+		sub := &openDir{fd: fd, path: d.join(name)}
+		s.push(func() error { return s.directory(sub, inode) })
+		return inode, file{}, nil
 	case fstree.TypeRegular:
 		if st.Size > 0 {
-			d.hold()
-			size := int64(st.Size)
-			same := *st
-			return inode, func() error {
-				defer d.release()
-				if err := s.file(d, name, &same, inode, size); err != nil {
-					return fmt.Errorf("%s: %w", d.join(name), err)
-				}
-				return nil
-			}, nil
+			return inode, file{name, inode, digestcache.KeyOf(&st), st.Mode}, nil
 		}
 		inode.Content = fstree.Inline(nil)
 	case fstree.TypeSymlink:
-		buf := make([]byte, fstree.MaxSymlink+1)
-		n, err := unix.Readlinkat(int(d.f.Fd()), name, buf)
+		var buf [fstree.MaxSymlink + 1]byte
+		n, err := unix.Readlinkat(d.fd, name, buf[:])
 		if err != nil {
-			return nil, nil, err
+			return nil, file{}, err
 		}
 		if n == 0 || n > fstree.MaxSymlink {
-			return nil, nil, fmt.Errorf("symlink target of more than %d bytes", fstree.MaxSymlink)
+			return nil, file{}, fmt.Errorf("symlink target of more than %d bytes", fstree.MaxSymlink)
 		}
 		inode.Content = fstree.Symlink(buf[:n])
 	}
-	var err error
-	inode.Xattrs, err = s.xattrs(d.f, name)
-	return inode, nil, err
+	inode.Xattrs, _, err = s.xattrs(d.fd, name)
+	return inode, file{}, err
 }
 
-// openSame opens what st describes, and nothing that took its place since.
-func (s *scanner) openSame(d *openDir, name string, st *unix.Statx_t, flags int) (*os.File, error) {
-	f, err := d.open(name, flags)
-	if err != nil {
-		return nil, err
+// openSame opens what was seen under a name, and nothing that took its place since. Without O_NONBLOCK a pipe there would
+// block.
+func openSame(dir int, name string, key digestcache.Key, mode uint16, flags int) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|flags, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return -1, err
+		}
+		now, err := statx(fd, "")
+		if err == nil && (now.Ino != key.Ino || device(&now) != key.Device || now.Mode != mode) {
+			err = errors.New("replaced while it was read")
+		}
+		if err != nil {
+			unix.Close(fd)
+			return -1, err
+		}
+		return fd, nil
 	}
-	now, err := statx(f, "")
-	if err == nil && (now.Ino != st.Ino || device(&now) != device(st) || now.Mode != st.Mode) {
-		err = errors.New("replaced while it was read")
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
-func (s *scanner) file(d *openDir, name string, st *unix.Statx_t, inode *fstree.Inode, size int64) error {
-	f, err := s.openSame(d, name, st, 0)
-	if err != nil {
-		return err
+// cached fills a file from the cache, if its digest is known there and the sink does not need the content.
+func (s *scanner) cached(d *openDir, f *file) (bool, error) {
+	if f.key.Size <= fstree.MaxInline {
+		return false, nil
 	}
-	defer f.Close()
-	if inode.Xattrs, err = s.xattrs(f, ""); err != nil {
-		return err
+	v, ok := s.options.Cache.Get(f.key)
+	if !ok {
+		return false, nil
 	}
-	defer s.options.Progress.Bytes.Add(size)
-	if size > fstree.MaxInline {
-		object := &fstree.Object{Size: uint64(size)}
-		if object.Digest, err = s.sink.Put(f, size); err != nil {
+	if has, err := s.sink.Has(v.Digest); !has || err != nil {
+		return false, err
+	}
+	if !v.NoXattrs {
+		var err error
+		if f.inode.Xattrs, _, err = s.xattrs(d.fd, f.name); err != nil {
+			return false, err
+		}
+	}
+	f.inode.Content = &fstree.Object{Digest: v.Digest, Size: f.key.Size}
+	s.options.Progress.Bytes.Add(int64(f.key.Size))
+	return true, nil
+}
+
+// large reads a file that is too large for a batch.
+func (s *scanner) large(d *openDir, f *file) error {
+	defer d.release()
+	err := func() error {
+		if ok, err := s.cached(d, f); ok || err != nil {
 			return err
 		}
-		inode.Content = object
+		fd, err := openSame(d.fd, f.name, f.key, f.mode, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		var plain bool
+		if f.inode.Xattrs, plain, err = s.xattrs(fd, ""); err != nil {
+			return err
+		}
+		object := &fstree.Object{Size: f.key.Size}
+		if object.Digest, err = s.sink.Put(descriptor(fd), int64(f.key.Size)); err != nil {
+			return err
+		}
+		f.inode.Content = object
+		s.options.Cache.Put(f.key, digestcache.Value{Digest: object.Digest, NoXattrs: plain})
+		s.options.Progress.Bytes.Add(int64(f.key.Size))
 		return nil
+	}()
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.join(f.name), err)
 	}
-	content := make([]byte, size+1)
-	n, err := io.ReadFull(f, content)
-	if err != io.ErrUnexpectedEOF || int64(n) != size {
-		return fmt.Errorf("changed while it was read: %d bytes were expected", size)
-	}
-	inode.Content = fstree.Inline(content[:n])
 	return nil
 }
 
-func statx(dir *os.File, name string) (unix.Statx_t, error) {
+// files reads a batch of small files.
+func (s *scanner) files(d *openDir, list []file) error {
+	defer d.release()
+	b := s.buffers.Get().(*buffers)
+	defer s.buffers.Put(b)
+	b.content, b.contents, b.files, b.plain = b.content[:0], b.contents[:0], b.files[:0], b.plain[:0]
+	for k := range list {
+		f := &list[k]
+		if err := s.small(d, f, b); err != nil {
+			return fmt.Errorf("%s: %w", d.join(f.name), err)
+		}
+	}
+	if len(b.contents) == 0 {
+		return nil
+	}
+	digests, err := s.sink.PutAll(b.contents)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.path, err)
+	}
+	for k, f := range b.files {
+		f.inode.Content = &fstree.Object{Digest: digests[k], Size: f.key.Size}
+		s.options.Cache.Put(f.key, digestcache.Value{Digest: digests[k], NoXattrs: b.plain[k]})
+		s.options.Progress.Bytes.Add(int64(f.key.Size))
+	}
+	return nil
+}
+
+// small reads a small file and adds it to the batch, unless it stays in the tree.
+func (s *scanner) small(d *openDir, f *file, b *buffers) error {
+	if ok, err := s.cached(d, f); ok || err != nil {
+		return err
+	}
+	fd, err := openSame(d.fd, f.name, f.key, f.mode, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var plain bool
+	if f.inode.Xattrs, plain, err = s.xattrs(fd, ""); err != nil {
+		return err
+	}
+	// Room for one byte more tells whether the file has grown; what is there already must not move.
+	start, size := len(b.content), int(f.key.Size)
+	if cap(b.content) < start+size+1 {
+		b.content, start = make([]byte, 0, max(batchBytes, size+1)), 0
+	}
+	n, err := readFull(fd, b.content[start:start+size+1])
+	if err != nil {
+		return err
+	}
+	if n != size {
+		return fmt.Errorf("changed while it was read: %d bytes were expected", size)
+	}
+	content := b.content[start : start+size : start+size]
+	if size <= fstree.MaxInline {
+		f.inode.Content = fstree.Inline(slices.Clone(content))
+		s.options.Progress.Bytes.Add(int64(size))
+		return nil
+	}
+	b.content = b.content[:start+size]
+	b.contents, b.files, b.plain = append(b.contents, content), append(b.files, f), append(b.plain, plain)
+	return nil
+}
+
+// readFull reads until the buffer is full or the file ends. A regular file gives less than was asked for only at its end.
+func readFull(fd int, buf []byte) (n int, err error) {
+	for n < len(buf) {
+		m, err := unix.Read(fd, buf[n:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return n, os.NewSyscallError("read", err)
+		}
+		n += m
+		if m == 0 || n == len(buf)-1 {
+			break
+		}
+	}
+	return n, nil
+}
+
+// descriptor reads from an open file. A sink may read it again.
+type descriptor int
+
+func (d descriptor) Seek(offset int64, whence int) (int64, error) {
+	return unix.Seek(int(d), offset, whence)
+}
+
+func (d descriptor) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(d), p)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0 && len(p) > 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+func statx(dir int, name string) (unix.Statx_t, error) {
 	var st unix.Statx_t
 	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
 	if name == "" {
 		flags |= unix.AT_EMPTY_PATH
 	}
-	err := unix.Statx(int(dir.Fd()), name, flags, unix.STATX_BASIC_STATS, &st)
+	err := unix.Statx(dir, name, flags, unix.STATX_BASIC_STATS, &st)
 	return st, err
 }
 
@@ -359,26 +530,24 @@ func inodeOf(st *unix.Statx_t) *fstree.Inode {
 	return i
 }
 
-// xattrs reads the attributes that are kept, of f itself or of the entry of the directory f. The second way goes through
-// /proc, since symlinks and devices cannot be opened without side effects.
-func (s *scanner) xattrs(f *os.File, name string) ([]fstree.Xattr, error) {
-	fd := int(f.Fd())
-	list := func(b []byte) (int, error) { return unix.Flistxattr(fd, b) }
+// xattrs reads the attributes that are kept, of the open file or of an entry of the open directory. The second way goes through
+// /proc, since symlinks and devices cannot be opened without side effects. None tells that there are no others either.
+func (s *scanner) xattrs(fd int, name string) (list []fstree.Xattr, none bool, err error) {
+	listAttrs := func(b []byte) (int, error) { return unix.Flistxattr(fd, b) }
 	get := func(attr string, b []byte) (int, error) { return unix.Fgetxattr(fd, attr, b) }
 	if name != "" {
 		path := fmt.Sprintf("/proc/self/fd/%d/%s", fd, name)
-		list = func(b []byte) (int, error) { return unix.Llistxattr(path, b) }
+		listAttrs = func(b []byte) (int, error) { return unix.Llistxattr(path, b) }
 		get = func(attr string, b []byte) (int, error) { return unix.Lgetxattr(path, attr, b) }
 	}
 	var small [512]byte
-	names, err := readGrowing(small[:], list)
+	names, err := readGrowing(small[:], listAttrs)
 	if errors.Is(err, unix.EOPNOTSUPP) || len(names) == 0 && err == nil {
-		return nil, nil
+		return nil, true, nil
 	}
 	if err != nil {
-		return nil, os.NewSyscallError("listxattr", err)
+		return nil, false, os.NewSyscallError("listxattr", err)
 	}
-	var xattrs []fstree.Xattr
 	for attr := range strings.SplitSeq(strings.TrimSuffix(string(names), "\x00"), "\x00") {
 		if !s.options.Xattrs.Keeps(attr) {
 			continue
@@ -388,12 +557,12 @@ func (s *scanner) xattrs(f *os.File, name string) ([]fstree.Xattr, error) {
 			continue // removed since it was listed
 		}
 		if err != nil {
-			return nil, fmt.Errorf("xattr %s: %w", attr, err)
+			return nil, false, fmt.Errorf("xattr %s: %w", attr, err)
 		}
-		xattrs = append(xattrs, fstree.Xattr{Name: attr, Value: value})
+		list = append(list, fstree.Xattr{Name: attr, Value: value})
 	}
-	sort.Slice(xattrs, func(a, b int) bool { return xattrs[a].Name < xattrs[b].Name })
-	return xattrs, nil
+	sort.Slice(list, func(a, b int) bool { return list[a].Name < list[b].Name })
+	return list, false, nil
 }
 
 // readGrowing calls read with a buffer that is large enough; the kernel's limit for either kind is 64 KiB.

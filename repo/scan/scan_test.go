@@ -199,11 +199,14 @@ func (s changing) Put(r io.Reader, size int64) (fsverity.Digest, error) {
 	return s.Sink.Put(r, size)
 }
 
+// large is the content of a file that is not read together with others.
+var large = strings.Repeat("x", 100<<10)
+
 func TestFileThatGrowsIsAnError(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "usr/log")
-	write(t, path, strings.Repeat("x", 100))
-	grow := changing{scan.Digests(fsverity.SHA256), func() { write(t, path, strings.Repeat("x", 101)) }}
+	write(t, path, large)
+	grow := changing{scan.Digests(fsverity.SHA256), func() { write(t, path, large+"x") }}
 	_, err := scan.Dir(context.Background(), dir, grow, scan.Options{})
 	if err == nil || !strings.Contains(err.Error(), "usr/log: changed while it was read") {
 		t.Errorf("%v", err)
@@ -212,8 +215,8 @@ func TestFileThatGrowsIsAnError(t *testing.T) {
 
 func TestFileReplacedBySymlinkIsNotFollowed(t *testing.T) {
 	dir := t.TempDir()
-	write(t, filepath.Join(dir, "a"), strings.Repeat("x", 100))
-	write(t, filepath.Join(dir, "b"), strings.Repeat("x", 100))
+	write(t, filepath.Join(dir, "a"), large)
+	write(t, filepath.Join(dir, "b"), large)
 	replace := changing{scan.Digests(fsverity.SHA256), func() {
 		for _, name := range []string{"a", "b"} {
 			os.Remove(filepath.Join(dir, name))
