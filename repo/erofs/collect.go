@@ -3,6 +3,7 @@ package erofs
 import (
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 
@@ -89,6 +90,7 @@ type collector struct {
 	// Inodes with several names: the directory of the first of them in depth-first order, where the node is made, and
 	// the node's number, -1 until then.
 	home  map[*fstree.Inode]*fstree.Directory
+	name  map[*fstree.Inode]string // the path there, for inodes that do not belong to the first of their names
 	index map[*fstree.Inode]int32
 }
 
@@ -99,6 +101,9 @@ func collect(t *fstree.Tree, f Format) ([]node, error) {
 	}
 	c := &collector{format: f}
 	c.findLinks(root)
+	if f != V2 {
+		c.findHomes(t)
+	}
 	if _, err := c.add("/", t.Root); err != nil {
 		return nil, err
 	}
@@ -129,6 +134,17 @@ func (c *collector) findLinks(root *fstree.Directory) {
 		}
 	}
 	visit(root)
+}
+
+// findHomes takes over what the tree says about where inodes belong.
+func (c *collector) findHomes(t *fstree.Tree) {
+	c.name = map[*fstree.Inode]string{}
+	for inode, name := range t.Home {
+		parent := t.Lookup(path.Dir(name))
+		if c.home[inode] != nil && parent != nil && t.Lookup(name) == inode {
+			c.home[inode], c.name[inode] = parent.Dir(), name
+		}
+	}
 }
 
 // add makes the node of an inode and returns its number.
@@ -169,7 +185,7 @@ func check(i *fstree.Inode) error {
 // means that the other name comes later.
 func (c *collector) addEntry(path string, dir *fstree.Directory, parent int32, e fstree.Entry) (k int32, made bool, err error) {
 	k, links := c.index[e.Inode]
-	if links && (k >= 0 || c.home[e.Inode] != dir) {
+	if links && (k >= 0 || c.home[e.Inode] != dir || c.name[e.Inode] != "" && c.name[e.Inode] != path+"/"+e.Name) {
 		return k, false, nil
 	}
 	if k, err = c.add(path+"/"+e.Name, e.Inode); err != nil {
