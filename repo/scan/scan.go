@@ -26,6 +26,8 @@ import (
 // Options says what is read.
 type Options struct {
 	Xattrs   fstree.XattrMode
+	NoXattrs bool      // keep none, whatever Xattrs says
+	Mounts   bool      // read what is mounted inside of the directory, too; otherwise it is an error
 	Progress *Progress // counts along, if it is not nil
 	Workers  int       // 0: one for each processor
 }
@@ -206,7 +208,7 @@ func (s *scanner) entry(d *openDir, name string) (*fstree.Inode, error) {
 		return nil, err
 	}
 	isDir := uint32(st.Mode)&fstree.TypeMask == fstree.TypeDir
-	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 || isDir && device(&st) != s.device {
+	if !s.options.Mounts && (st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 || isDir && device(&st) != s.device) {
 		return nil, ErrCrossesMount
 	}
 	if !isDir && st.Nlink > 1 {
@@ -362,6 +364,9 @@ func inodeOf(st *unix.Statx_t) *fstree.Inode {
 // xattrs reads the attributes that are kept, of f itself or of the entry of the directory f. The second way goes through
 // /proc, since symlinks and devices cannot be opened without side effects.
 func (s *scanner) xattrs(f *os.File, name string) ([]fstree.Xattr, error) {
+	if s.options.NoXattrs {
+		return nil, nil
+	}
 	fd := int(f.Fd())
 	list := func(b []byte) (int, error) { return unix.Flistxattr(fd, b) }
 	get := func(attr string, b []byte) (int, error) { return unix.Fgetxattr(fd, attr, b) }
