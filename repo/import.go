@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -38,6 +39,10 @@ type Import struct {
 	names   []name                    // to be made by Commit, in this order
 	stats   ImportStats
 	done    bool
+
+	// Of a store, see BeginStore.
+	plain  bool        // objects are readable by all, and get fs-verity where it is to be had
+	clones atomic.Bool // the file system may share data between files
 }
 
 type name struct{ path, target string }
@@ -63,9 +68,13 @@ func (r *Repo) Begin(ctx context.Context, l LockOptions) (*Import, error) {
 		release()
 		return nil, err
 	}
+	return newImport(r, objects, release), nil
+}
+
+func newImport(r *Repo, objects *os.File, release func()) *Import {
 	i := &Import{r: r, objects: objects, release: release, pending: map[fsverity.Digest]*temp{}}
 	i.buffers.New = func() any { return &buffer{d: fsverity.NewDigester(r.Algorithm())} }
-	return i, nil
+	return i
 }
 
 type buffer struct {
@@ -80,6 +89,12 @@ func (i *Import) Put(r io.Reader, size int64) (fsverity.Digest, error) {
 	defer i.buffers.Put(buf)
 	buf.b.Reset()
 	buf.d.Reset()
+	if f, ok := r.(*os.File); ok && i.clones.Load() {
+		if t := i.clone(f); t != nil {
+			n, err := buf.d.ReadFrom(t.f)
+			return i.putTemp(buf.d, t, n, size, err)
+		}
+	}
 	if size > inMemory {
 		return i.putLarge(buf.d, r, size)
 	}
@@ -114,6 +129,11 @@ func (i *Import) putLarge(d *fsverity.Digester, r io.Reader, size int64) (fsveri
 		return fsverity.Digest{}, err
 	}
 	n, err := d.ReadFrom(io.TeeReader(r, t.f))
+	return i.putTemp(d, t, n, size, err)
+}
+
+// putTemp stores a content that is in a file already: n bytes that d has seen, unless there was an error.
+func (i *Import) putTemp(d *fsverity.Digester, t *temp, n, size int64, err error) (fsverity.Digest, error) {
 	if err == nil && n != size {
 		err = fmt.Errorf("%w: %d bytes, %d were expected", errChanged, n, size)
 	}
@@ -155,7 +175,7 @@ func (r *Repo) sound(d fsverity.Digest) (bool, error) {
 	if known {
 		return true, nil
 	}
-	f, err := r.openat("objects/"+d.ObjectPath(), unix.O_RDONLY|unix.O_NONBLOCK)
+	f, err := r.openat(r.objects+d.ObjectPath(), unix.O_RDONLY|unix.O_NONBLOCK)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) {
 		return false, nil
 	}
@@ -177,7 +197,14 @@ func (r *Repo) sound(d fsverity.Digest) (bool, error) {
 }
 
 func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
-	if err := t.readOnly(); err != nil {
+	var err error
+	if i.plain {
+		err = t.f.Chmod(0o644)
+	}
+	if err == nil {
+		err = t.readOnly()
+	}
+	if err != nil {
 		t.discard()
 		return err
 	}
@@ -217,14 +244,14 @@ func (i *Import) flush() error {
 
 func (i *Import) publish(d fsverity.Digest, t *temp) error {
 	err := t.seal(i.r.Algorithm(), i.objects)
-	if errors.Is(err, fsverity.ErrNotSupported) && !i.r.verity {
+	if errors.Is(err, fsverity.ErrNotSupported) && !i.r.verity || i.plain && unsuitable(err) {
 		err = nil
 	}
 	if err != nil {
 		return err
 	}
 	path := d.ObjectPath()
-	dir, err := i.r.mkdir("objects/" + filepath.Dir(path))
+	dir, err := i.r.mkdir(i.r.objects + filepath.Dir(path))
 	if err != nil {
 		return err
 	}
