@@ -10,8 +10,11 @@ import (
 // composefs-info prints what it finds in an image, and the image shows through: the sizes of directories, the order of
 // attributes, and in V1 the marks of directories that have whiteouts. repo/erofs knows why an image has them.
 
-// maxShared is how many attributes of an inode refer to the image's table.
-const maxShared = 128
+// How many attributes of an inode refer to the image's table.
+const (
+	maxShared   = 128
+	maxSharedV2 = 255
+)
 
 // imageOrder knows how often each attribute occurs in an image: those that occur more than once stand last.
 type imageOrder struct {
@@ -27,7 +30,7 @@ func newImageOrder(t *fstree.Tree, s Style) *imageOrder {
 	seen := map[*fstree.Inode]bool{}
 	t.Walk(func(_ string, i *fstree.Inode) error {
 		dir := i.Dir()
-		if dir == nil && i.Nlink != 1 {
+		if dir == nil {
 			if seen[i] {
 				return nil
 			}
@@ -36,7 +39,7 @@ func newImageOrder(t *fstree.Tree, s Style) *imageOrder {
 		if dir != nil && s == InfoV1 {
 			for _, e := range dir.Entries {
 				// The inode of a whiteout is where its first name is; only that directory is marked.
-				if d, ok := e.Inode.Content.(fstree.Device); ok && !d.Block && d.Rdev == 0 && !seen[e.Inode] {
+				if isWhiteout(e.Inode) && !seen[e.Inode] {
 					o.marked[i] = true
 				}
 			}
@@ -46,13 +49,19 @@ func newImageOrder(t *fstree.Tree, s Style) *imageOrder {
 		}
 		return nil
 	})
-	if label, ok := t.Root.Xattr("security.selinux"); ok {
+	if label, ok := t.Root.Xattr("security.selinux"); ok && s != InfoV2 {
 		o.counts[countKey{"security.selinux", string(label)}] += 256 // of the hidden names, see withHidden
 	}
 	return o
 }
 
-// inImage returns an inode's attributes by the names that they have in an image, sorted.
+func isWhiteout(i *fstree.Inode) bool {
+	d, ok := i.Content.(fstree.Device)
+	return ok && !d.Block && d.Rdev == 0
+}
+
+// inImage returns an inode's attributes by the names that they have in an image, in its order: sorted, but for a V2, which
+// sorts before it escapes.
 func (o *imageOrder) inImage(i *fstree.Inode) []fstree.Xattr {
 	xattrs := slices.Clone(i.Xattrs)
 	if o.marked[i] {
@@ -66,18 +75,24 @@ func (o *imageOrder) inImage(i *fstree.Inode) []fstree.Xattr {
 			xattrs[k].Name = "trusted.overlay.overlay." + rest
 		}
 	}
-	slices.SortFunc(xattrs, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	if o.style != InfoV2 {
+		slices.SortFunc(xattrs, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	}
 	return xattrs
 }
 
 func (o *imageOrder) xattrs(i *fstree.Inode) []fstree.Xattr {
+	most := maxShared
+	if o.style == InfoV2 {
+		most = maxSharedV2
+	}
 	var shared, own []fstree.Xattr
 	for _, x := range o.inImage(i) {
 		escaped := x.Name
 		if rest, ok := strings.CutPrefix(x.Name, "trusted.overlay.overlay."); ok {
 			x.Name = "trusted.overlay." + rest
 		}
-		if o.counts[countKey{escaped, string(x.Value)}] > 1 && len(shared) < maxShared {
+		if o.counts[countKey{escaped, string(x.Value)}] > 1 && len(shared) < most {
 			shared = append(shared, x)
 		} else {
 			own = append(own, x)
@@ -86,11 +101,11 @@ func (o *imageOrder) xattrs(i *fstree.Inode) []fstree.Xattr {
 	return append(own, shared...)
 }
 
-// imageSize returns the size of a directory in an image of V0 or V1: entries of 12 bytes and a name, packed into blocks of
+// imageSize returns the size of a directory in an image: entries of 12 bytes and a name, packed into blocks of
 // 4096, the last one cut off where it ends if it is at most half full.
 func imageSize(dir *fstree.Directory, root bool) uint64 {
 	names := append([]fstree.Entry{{Name: "."}, {Name: ".."}}, dir.Entries...)
-	if root {
+	if root { // of V0 or V1
 		names = withHidden(names, dir)
 	}
 	// The order decides where blocks end.
