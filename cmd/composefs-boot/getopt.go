@@ -112,7 +112,7 @@ func flag(name string, v *bool) option {
 }
 
 // dropIns are the programs that this one stands in for, when it is called by their names. Each is a command, too.
-var dropIns = []string{"mkcomposefs"}
+var dropIns = []string{"mkcomposefs", "composefs-info"}
 
 // dropIn makes the command that stands in for another program, which reads its command line by itself. The first line of
 // usage is what --help begins with.
