@@ -28,16 +28,23 @@ type outcome struct {
 	made           string // all files below OUT, with their modes and contents
 }
 
-// pair of directories in which the C tool and this program get the same command. "OUT" is a directory of their own.
+// bothTools gives the same command to the C tool and to this program, in one directory; what they make goes to "OUT", where
+// each has a directory of its own.
 type bothTools struct {
 	t       *testing.T
 	program string
+	peer    string // where the C tool is
 	dir     string
 	env     []string
+	script  string // of a shell that runs the command as "$@", where it may mount what it likes
 }
 
 func newBothTools(t *testing.T, program string) *bothTools {
-	return &bothTools{t: t, program: program, dir: t.TempDir()}
+	peer := "usr/bin/" + program
+	if program == "mount.composefs" {
+		peer = "usr/sbin/" + program
+	}
+	return &bothTools{t: t, program: program, peer: peer, dir: t.TempDir()}
 }
 
 func (b *bothTools) write(name string, content []byte) {
@@ -52,7 +59,7 @@ func (b *bothTools) write(name string, content []byte) {
 // run gives both the command, and returns what came of it: the C tool's, ours.
 func (b *bothTools) run(stdin []byte, args ...string) (peer, ours outcome) {
 	b.t.Helper()
-	return b.one(vm.Peer(b.t, "usr/bin/"+b.program), "peer", stdin, args), b.one(exec.Command(b.program), "ours", stdin, args)
+	return b.one(vm.Peer(b.t, b.peer), "peer", stdin, args), b.one(exec.Command(b.program), "ours", stdin, args)
 }
 
 func (b *bothTools) one(cmd *exec.Cmd, who string, stdin []byte, args []string) outcome {
@@ -64,6 +71,9 @@ func (b *bothTools) one(cmd *exec.Cmd, who string, stdin []byte, args []string) 
 	}
 	for _, a := range args {
 		cmd.Args = append(cmd.Args, strings.ReplaceAll(a, "OUT", who))
+	}
+	if b.script != "" {
+		cmd = exec.Command("unshare", append([]string{"-m", "sh", "-euc", strings.ReplaceAll(b.script, "OUT", who), "sh", cmd.Path}, cmd.Args[1:]...)...)
 	}
 	cmd.Dir, cmd.Env, cmd.Stdin = b.dir, append(os.Environ(), b.env...), bytes.NewReader(stdin)
 	var stdout, stderr bytes.Buffer
@@ -259,7 +269,7 @@ func TestMutatedDumpfilesAgainstTheCTool(t *testing.T) {
 			continue
 		}
 		taken++
-		peer := b.one(vm.Peer(t, "usr/bin/mkcomposefs"), "peer", nil, []string{"--from-file", "--print-digest-only", "dump"})
+		peer := b.one(vm.Peer(t, b.peer), "peer", nil, []string{"--from-file", "--print-digest-only", "dump"})
 		if peer.code != 0 || peer.stdout != stdout.String() {
 			t.Errorf("the C tool: %d %s%s, ours: %s\n%s", peer.code, peer.stdout, peer.stderr, stdout.String(), text)
 		}
@@ -331,5 +341,46 @@ func TestInfoAgainstTheCTool(t *testing.T) {
 	peer, ours := b.run(nil, "ls", "an-os.v1", "large", "symlinks.v1")
 	if peer.stdout != ours.stdout || ours.code != 1 {
 		t.Errorf("%d, %s", ours.code, ours.stdout)
+	}
+}
+
+func TestMountAgainstTheCTool(t *testing.T) {
+	b := newBothTools(t, "mount.composefs")
+	b.write("tree/large", bytes.Repeat([]byte("large"), 1000))
+	b.write("tree/also large", bytes.Repeat([]byte("also"), 1000))
+	b.write("tree/etc/small", []byte("small"))
+	b.write("no-image", bytes.Repeat([]byte("x"), 8192))
+	for _, args := range [][]string{{"--digest-store=store", "tree", "image"}, {"--digest-store=other", "tree/etc", "image2"}} {
+		cmd := exec.Command("mkcomposefs", args...)
+		cmd.Dir = b.dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	for _, line := range []string{
+		"", "image", "image OUT", "-o basedir=store image", "-o basedir= image OUT", "-o basedir image OUT", "-o basedir=store: image OUT",
+		"-o basedir=store,nonsense image OUT", "-o basedir=store,nosuid image OUT", "-o basedir=store, image OUT", "-o ,basedir=store image OUT",
+		"-o basedir=store,upperdir=up image OUT", "-o basedir=store,workdir=up image OUT", "-o basedir=store,digest image OUT",
+		"-o basedir=store,digest=xyz image OUT", "-o basedir=store,idmap image OUT", "-o basedir=store,idmap=nowhere image OUT",
+		"-t erofs -o basedir=store image OUT", "-x -o basedir=store image OUT", "image OUT -o",
+		"-o basedir=store nowhere OUT", "-o basedir=store no-image OUT", "-o basedir=nowhere image OUT", "-o basedir=store image nowhere",
+		"-o basedir=store,digest=" + strings.Repeat("ab", 32) + " image OUT", "-o basedir=sto\\re,ro,idmap=image image OUT",
+	} {
+		b.script = `"$@"; umount OUT`
+		b.same(nil, strings.Fields(line)...)
+	}
+	// What is mounted, and how. The C tool leaves its own directory in the list of layers.
+	b.script = `umask 022; mkdir -p OUT/up OUT/work OUT/mnt; "$@"
+		find OUT/mnt -printf '%P %M %U %G %s %T@\n' | grep -v '^ ' | sort; cat OUT/mnt/*arge OUT/mnt/etc/small
+		grep " $PWD/OUT/mnt " /proc/self/mounts | grep -o ' overlay r[ow],\|verity=[a-z]*'
+		if echo changed > OUT/mnt/new; then ls OUT/up; fi
+		umount OUT/mnt; rm -rf OUT/*`
+	if os.Geteuid() != 0 {
+		t.Fatal("mounting needs root")
+	}
+	for _, options := range []string{"basedir=store", "basedir=other:store,ro", "basedir=store,rw", "basedir=st\\ore",
+		"basedir=store,upperdir=OUT/up,workdir=OUT/work", "basedir=store,upperdir=OUT/up,workdir=OUT/work,ro",
+		"basedir=store,upperdir=OUT/up,workdir=OUT/work,ro,rw"} {
+		b.same(nil, "-o", options, "image", "OUT/mnt")
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -112,10 +113,10 @@ func flag(name string, v *bool) option {
 }
 
 // dropIns are the programs that this one stands in for, when it is called by their names. Each is a command, too.
-var dropIns = []string{"mkcomposefs", "composefs-info"}
+var dropIns = []string{"mkcomposefs", "composefs-info", "mount.composefs"}
 
-// dropIn makes the command that stands in for another program, which reads its command line by itself. The first line of
-// usage is what --help begins with.
+// dropIn makes the command that stands in for another program, which reads its command line by itself. Usage is what
+// --help begins with.
 func (a *app) dropIn(c *cobra.Command, usage string, run func(c *cobra.Command, args []string, common []option) error) *cobra.Command {
 	c.DisableFlagParsing = true
 	c.SetHelpFunc(func(*cobra.Command, []string) {
@@ -139,4 +140,4 @@ func (a *app) dropIn(c *cobra.Command, usage string, run func(c *cobra.Command, 
 }
 
 // What the options --help and --version say; they end the reading of the command line.
-var errHelp, errVersion = fmt.Errorf("help"), fmt.Errorf("version")
+var errHelp, errVersion = errors.New("help"), errors.New("version")
