@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -39,6 +40,8 @@ type Import struct {
 	buffers sync.Pool
 	empty   bool        // there were no objects when the import began
 	plain   atomic.Bool // the file system has no fs-verity
+	clones  atomic.Bool // it may share data between files
+	store   bool        // see BeginStore
 
 	fanMu sync.Mutex
 	fan   [256]int // descriptors of objects/00 to ff, 0 where there is none yet
@@ -76,11 +79,16 @@ func (r *Repo) Begin(ctx context.Context, l LockOptions) (*Import, error) {
 		release()
 		return nil, err
 	}
+	return newImport(r, objects, release), nil
+}
+
+func newImport(r *Repo, objects *os.File, release func()) *Import {
 	names, _ := objects.Readdirnames(1)
 	i := &Import{r: r, objects: objects, release: release, pending: map[fsverity.Digest]*temp{}, empty: len(names) == 0}
+	i.clones.Store(true)
 	i.flushed = sync.NewCond(&i.mu)
 	i.buffers.New = func() any { return &buffer{d: fsverity.NewDigester(r.Algorithm())} }
-	return i, nil
+	return i
 }
 
 // UseCache makes the import believe that objects which the cache knows have not changed since they were measured, instead of
@@ -99,16 +107,19 @@ func (i *Import) Put(r io.Reader, size int64) (fsverity.Digest, error) {
 	defer i.buffers.Put(buf)
 	buf.b.Reset()
 	buf.d.Reset()
+	if f, ok := r.(interface{ Fd() uintptr }); ok && i.clones.Load() {
+		if t := i.clone(f.Fd()); t != nil {
+			n, err := buf.d.ReadFrom(io.NewSectionReader(t, 0, math.MaxInt64))
+			return i.putTemp(buf.d.Sum(), t, n, size, err)
+		}
+	}
 	if size > inMemory {
 		return i.putLarge(buf.d, r, size)
 	}
 	buf.b.Grow(int(size) + bytes.MinRead)
 	n, err := buf.b.ReadFrom(io.LimitReader(r, size+1))
-	if err != nil {
+	if err = expect(n, size, err); err != nil {
 		return fsverity.Digest{}, err
-	}
-	if n != size {
-		return fsverity.Digest{}, fmt.Errorf("%w: %d bytes, %d were expected", errChanged, n, size)
 	}
 	buf.d.Write(buf.b.Bytes())
 	digest := buf.d.Sum()
@@ -144,18 +155,12 @@ func (i *Import) putContent(d fsverity.Digest, content []byte) error {
 // putLarge stores a content that does not fit in memory. Where the repository has objects already, it may have this one: a
 // content that can be read twice is only written when it is known to be new.
 func (i *Import) putLarge(d *fsverity.Digester, r io.Reader, size int64) (fsverity.Digest, error) {
-	read := func(r io.Reader) (fsverity.Digest, error) {
-		n, err := d.ReadFrom(r)
-		if err == nil && n != size {
-			err = fmt.Errorf("%w: %d bytes, %d were expected", errChanged, n, size)
-		}
-		return d.Sum(), err
-	}
 	if again, ok := r.(io.Seeker); ok && !i.empty {
-		digest, err := read(r)
-		if err != nil {
-			return digest, err
+		n, err := d.ReadFrom(r)
+		if err = expect(n, size, err); err != nil {
+			return fsverity.Digest{}, err
 		}
+		digest := d.Sum()
 		if have, err := i.have(digest, nil); have || err != nil {
 			return digest, err
 		}
@@ -168,17 +173,44 @@ func (i *Import) putLarge(d *fsverity.Digester, r io.Reader, size int64) (fsveri
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
-	digest, err := read(io.TeeReader(r, t))
-	if err != nil {
-		t.discard()
-		return digest, err
+	n, err := d.ReadFrom(io.TeeReader(r, t))
+	return i.putTemp(d.Sum(), t, n, size, err)
+}
+
+// putTemp stores a content that is in a file already, of n bytes, unless there was an error.
+func (i *Import) putTemp(digest fsverity.Digest, t *temp, n, size int64, err error) (fsverity.Digest, error) {
+	have := false
+	if err = expect(n, size, err); err == nil {
+		have, err = i.have(digest, nil)
 	}
-	have, err := i.have(digest, nil)
 	if have || err != nil {
 		t.discard()
 		return digest, err
 	}
 	return digest, i.add(digest, t, size)
+}
+
+// expect turns another size than the expected one into an error.
+func expect(n, size int64, err error) error {
+	if err == nil && n != size {
+		return fmt.Errorf("%w: %d bytes, %d were expected", errChanged, n, size)
+	}
+	return err
+}
+
+// clone makes a file that shares its data with an open one, nil where that is not possible. The clone is what is hashed: the
+// file may change meanwhile, the clone does not.
+func (i *Import) clone(fd uintptr) *temp {
+	t, err := newTemp(i.objects, i.r.dir)
+	if err != nil {
+		return nil // the other way will say why
+	}
+	if unix.IoctlFileClone(t.fd, int(fd)) != nil {
+		i.clones.Store(false)
+		t.discard()
+		return nil
+	}
+	return t
 }
 
 // Has reports whether an object is there and sound, see fstree.Sink.
@@ -329,6 +361,12 @@ func sameContent(fd int, size int64, content []byte) (bool, error) {
 }
 
 func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
+	if i.store {
+		if err := unix.Fchmod(t.fd, 0o644); err != nil {
+			t.discard()
+			return os.NewSyscallError("fchmod", err)
+		}
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.pending[d] != nil || i.flushing[d] != nil { // another goroutine had the same content
@@ -407,6 +445,9 @@ func (i *Import) publish(d fsverity.Digest, t *temp) error {
 		err := t.seal(i.r.Algorithm(), i.objects)
 		if errors.Is(err, fsverity.ErrNotSupported) && !i.r.verity {
 			i.plain.Store(true)
+			err = nil
+		}
+		if i.store && unsuitable(err) {
 			err = nil
 		}
 		if err != nil {

@@ -66,6 +66,7 @@ type Options struct {
 type Repo struct {
 	path     string
 	dir      *os.File
+	objects  string // what stands before the path of an object: "objects/", or "" in a store
 	meta     Meta
 	verity   bool   // objects must have fs-verity enabled
 	readOnly string // why it cannot be changed
@@ -112,7 +113,7 @@ func Open(path string, o Options) (*Repo, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Repo{path: path, dir: dir, verified: map[fsverity.Digest]bool{}}
+	r := &Repo{path: path, dir: dir, objects: "objects/", verified: map[fsverity.Digest]bool{}}
 	if err := r.open(o); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -71,6 +72,22 @@ func (t *temp) Write(b []byte) (int, error) {
 		n, err := retry(func() (int, error) { return unix.Write(t.fd, b[done:]) })
 		if err != nil {
 			return done, os.NewSyscallError("write", err)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// ReadAt reads what was written.
+func (t *temp) ReadAt(b []byte, at int64) (int, error) {
+	done := 0
+	for done < len(b) {
+		n, err := retry(func() (int, error) { return unix.Pread(t.fd, b[done:], at+int64(done)) })
+		if err != nil {
+			return done, os.NewSyscallError("read", err)
+		}
+		if n == 0 {
+			return done, io.EOF
 		}
 		done += n
 	}

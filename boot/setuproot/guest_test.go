@@ -210,6 +210,14 @@ kept"`},
 			composefs-boot -q --repo sysroot/new --require-verity fsck
 			composefs-boot --repo sysroot/new mount refs/x /mnt; cmp /mnt/lib/large usr/lib/large; grep -q "/mnt overlay.*verity=require" /proc/mounts
 			umount /mnt; echo the-same`},
+		{name: "image-file-anywhere", cmdline: one, want: `(?s)mnt overlay.*verity=require.*the-same.*Image has wrong fs-verity.*Image has no fs-verity.*that-is-all`, after: `
+			I=sysroot` + image + ` O=sysroot/composefs/objects
+			composefs-boot mount.composefs -o basedir=$O,digest=` + d.one.String() + ` $I /mnt
+			grep "/mnt overlay" /proc/mounts; cmp /mnt/usr/lib/large usr/lib/large; umount /mnt; echo the-same
+			! composefs-boot mount.composefs -o basedir=$O,digest=` + d.two.String() + ` $I /mnt
+			cp $I /run/x; ! composefs-boot mount.composefs -o basedir=$O,digest=` + d.one.String() + ` /run/x /mnt
+			composefs-boot mount.composefs -nsv -o verity -o basedir=/run:$O /run/x /mnt
+			cmp /mnt/usr/lib/large usr/lib/large; umount /mnt; ! grep /mnt /proc/mounts; echo that-is-all`},
 		{name: "no-verity-refused", cmdline: one, before: "cp -a /sysroot/composefs /run/c; umount /sysroot; mount -t tmpfs none /sysroot; mv /run/c /sysroot/composefs",
 			want: `composefs-setup-root: measure it.*fs-verity is not supported`},
 		{name: "no-verity-allowed", cmdline: karg.Make(d.one, 1, true).String(), want: `(?s)composefs-setup-root: image .* is NOT verified.*booted`, after: sum + "; echo booted",

@@ -174,6 +174,21 @@ func (f *filesystem) mount(attributes int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.name), nil
 }
 
+// mapOwners makes a mount that is attached to nothing yet show the owners of files as a user namespace maps them.
+func mapOwners(mount *os.File, namespace string) error {
+	ns, err := os.OpenFile(namespace, unix.O_RDONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns.Fd())}
+	if err := unix.MountSetattr(int(mount.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return fmt.Errorf("%s: mapping owners: %w (it must be a user namespace other than the first one)", namespace,
+			os.NewSyscallError("mount_setattr", err))
+	}
+	return nil
+}
+
 // cloneTree makes a mount of a directory, attached to nothing: a bind mount to be.
 func cloneTree(dir int, path string, flags uint) (*os.File, error) {
 	fd, err := unix.OpenTree(dir, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|flags)

@@ -92,7 +92,7 @@ func (w World) Plan() ([]Step, error) {
 		if image, err = w.choose(); err != nil {
 			return nil, err
 		}
-		if err := w.Abilities.enough(image); err != nil {
+		if err := w.Abilities.enough(!image.Insecure); err != nil {
 			return nil, err
 		}
 	}
@@ -102,7 +102,7 @@ func (w World) Plan() ([]Step, error) {
 	steps = append(steps, stepSysroot{w.Sysroot})
 	if w.RootFS == "" {
 		steps = append(steps, stepRepository{}, stepOpen{image}, stepMeasure{image},
-			stepErofs{w.Abilities.FileErofs}, stepOverlay{image: image, fd: w.Abilities.LayerFD})
+			stepErofs{file: w.Abilities.FileErofs}, overlayOf(image, w.Abilities))
 	}
 	if w.Config.TransientRoot {
 		steps = append(steps, stepMemory{".", w.Abilities.LayerFD})
@@ -123,8 +123,8 @@ func (w World) Plan() ([]Step, error) {
 	return append(steps, stepPhysical{}, stepAttach{w.Sysroot, w.Target}), nil
 }
 
-// enough tells what the kernel lacks to boot the image safely.
-func (a Abilities) enough(image karg.Image) error {
+// enough tells what the kernel lacks to mount an image, with or without verity=require.
+func (a Abilities) enough(verity bool) error {
 	lacks := ""
 	switch {
 	case a.NotAllowed:
@@ -135,7 +135,7 @@ func (a Abilities) enough(image karg.Image) error {
 		lacks = "the file system overlay (module overlay)"
 	case !a.DataLayers:
 		lacks = "data-only layers of overlayfs (Linux 6.7)"
-	case !image.Insecure && !a.Verity:
+	case verity && !a.Verity:
 		lacks = "verity=require of overlayfs (Linux 6.6)"
 	default:
 		return nil
@@ -165,15 +165,22 @@ func PlanMount(repository string, image karg.Image, target string, o MountOption
 		return nil, err
 	}
 	a := Probe(f)
-	if err := a.enough(image); err != nil {
+	if err := a.enough(!image.Insecure); err != nil {
 		return nil, err
 	}
 	var steps []Step
 	if !a.FloatTrees {
 		steps = append(steps, stepPrivate{target})
 	}
-	return append(steps, stepRepository{repository}, stepOpen{image}, stepMeasure{image}, stepErofs{a.FileErofs},
-		stepOverlay{image, a.LayerFD, o.Upper, o.Work, o.Writable}, stepAttach{"", target}), nil
+	overlay := overlayOf(image, a)
+	overlay.upper, overlay.work, overlay.writable = o.Upper, o.Work, o.Writable
+	return append(steps, stepRepository{repository}, stepOpen{image}, stepMeasure{image}, stepErofs{file: a.FileErofs},
+		overlay, stepAttach{"", target}), nil
+}
+
+// overlayOf mounts an image of the repository as it is.
+func overlayOf(image karg.Image, a Abilities) stepOverlay {
+	return stepOverlay{source: "composefs:" + image.Digest.String(), verity: !image.Insecure, fd: a.LayerFD}
 }
 
 // Format returns the plan as text, a step a line.

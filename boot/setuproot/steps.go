@@ -35,11 +35,16 @@ type stepOpen struct{ image karg.Image }
 type stepMeasure struct{ image karg.Image }
 
 // stepErofs mounts the open image.
-type stepErofs struct{ file bool }
+type stepErofs struct {
+	file  bool
+	idmap string // path of a user namespace by which the owners are mapped, "" for none
+}
 
 // stepOverlay mounts the image together with the objects.
 type stepOverlay struct {
-	image       karg.Image
+	source      string // what /proc/mounts shows first
+	objects     string // directories, with ":" between them; "" for that of the repository
+	verity      bool   // every object must have the fs-verity digest that the image names
 	fd          bool
 	upper, work string // for a mount that is writable in these directories
 	writable    bool
@@ -86,17 +91,28 @@ func (s stepMeasure) String() string {
 	return fmt.Sprintf("measure it: %v must be its fs-verity digest", s.image.Digest.Algorithm())
 }
 func (s stepErofs) String() string {
+	how := "through a loop device"
 	if s.file {
-		return "mount erofs from the file"
+		how = "from the file"
 	}
-	return "mount erofs through a loop device"
+	if s.idmap != "" {
+		how += ", owners mapped by " + s.idmap
+	}
+	return "mount erofs " + how
 }
 func (s stepOverlay) String() string {
 	verity := "verity=require"
-	if s.image.Insecure {
+	if !s.verity {
 		verity = "without verity"
 	}
-	return fmt.Sprintf("mount overlay: the image over objects, %s, layers as %s", verity, layers(s.fd))
+	text := fmt.Sprintf("mount overlay: the image over %s, %s, layers as %s", cmp.Or(s.objects, "objects"), verity, layers(s.fd))
+	if s.upper != "" {
+		text += ", changes to " + s.upper
+	}
+	if s.writable {
+		text += ", writable"
+	}
+	return text
 }
 func (s stepMemory) String() string {
 	return fmt.Sprintf("make /%s writable in memory, layers as %s", strings.TrimPrefix(s.dir, "."), layers(s.fd))
@@ -220,28 +236,37 @@ func (s stepErofs) do(r *run) error {
 		}
 		return err
 	}
+	if s.idmap != "" {
+		if err := mapOwners(r.erofs, s.idmap); err != nil {
+			return err
+		}
+	}
 	return r.visible(r.erofs)
 }
 
 func (s stepOverlay) do(r *run) error {
-	objects, err := openBeneath(r.repository, "objects", unix.O_PATH|unix.O_DIRECTORY)
+	objects, err := s.openObjects(r)
+	for _, dir := range objects {
+		defer dir.Close()
+	}
 	if err != nil {
 		return err
 	}
-	defer objects.Close()
 	fs, err := openFS("overlay")
 	if err != nil {
 		return err
 	}
 	defer fs.close()
-	fs.set("source", "composefs:"+s.image.Digest.String())
+	fs.set("source", s.source)
 	fs.set("metacopy", "on")
 	fs.set("redirect_dir", "on")
-	if !s.image.Insecure {
+	if s.verity {
 		fs.set("verity", "require")
 	}
 	fs.layer("lowerdir+", r.erofs, s.fd)
-	fs.layer("datadir+", objects, s.fd)
+	for _, dir := range objects {
+		fs.layer("datadir+", dir, s.fd)
+	}
 	for key, path := range map[string]string{"upperdir": s.upper, "workdir": s.work} {
 		if path == "" {
 			continue
@@ -262,6 +287,25 @@ func (s stepOverlay) do(r *run) error {
 		return err
 	}
 	return r.stack(root)
+}
+
+// openObjects opens the directories where the objects are, also if there is an error with one of them.
+func (s stepOverlay) openObjects(r *run) (dirs []*os.File, err error) {
+	if s.objects == "" {
+		dir, err := openBeneath(r.repository, "objects", unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return nil, err
+		}
+		return []*os.File{dir}, nil
+	}
+	for path := range strings.SplitSeq(s.objects, ":") {
+		dir, err := os.OpenFile(path, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return dirs, err
+		}
+		dirs = append(dirs, dir)
+	}
+	return dirs, nil
 }
 
 // writable mounts an overlay over a directory of the new root, whose changes go to upper.

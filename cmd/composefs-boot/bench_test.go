@@ -130,13 +130,32 @@ func TestBench(t *testing.T) {
 		t.Errorf("the images differ: %s and %s", one, two)
 	}
 
+	tree := vm.Cache(t, "os/trixie")
+	pair(t, "digest of a Debian, as mkcomposefs",
+		func() sample { return measure(t, nil, "", ours, "mkcomposefs", "--print-digest-only", tree) },
+		func() sample {
+			return measure(t, nil, "", vm.Peer(t, "usr/bin/mkcomposefs", "--print-digest-only", tree).Args...)
+		})
+	store := func(name string) (path string, fresh func()) {
+		path = filepath.Join(dir, name)
+		return path, func() { os.RemoveAll(path); syscall.Sync() }
+	}
+	storeA, freshA := store("ours")
+	storeB, freshB := store("peer")
+	pair(t, "and into a fresh digest store",
+		func() sample {
+			return measure(t, freshA, "", ours, "mkcomposefs", "--digest-store="+storeA, tree, image)
+		},
+		func() sample {
+			return measure(t, freshB, "", vm.Peer(t, "usr/bin/mkcomposefs", "--digest-store="+storeB, tree, image+"2").Args...)
+		})
+
 	peer := filepath.Join(filepath.Dir(vm.Cache(t, "forky")), "cargo/bin/cfsctl")
 	version, err := exec.Command(peer, "--version").Output()
 	if err != nil {
 		fmt.Println("cfsctl is not there: \"make interop\" builds it")
 		return
 	}
-	tree := vm.Cache(t, "os/trixie")
 	fmt.Printf("peer: %s; a Debian of %s\n", strings.TrimSpace(string(version)), treeSize(t, tree))
 	for _, hash := range []string{"sha256", "sha512"} {
 		pair(t, "digest of the tree, "+hash,

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,11 +29,14 @@ func main() {
 // run executes a command line and returns the exit code: 0, or 1 for errors of any kind, or 2 for a wrong command line.
 func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	name := filepath.Base(args[0])
-	if name != "cfsctl" {
+	args = args[1:]
+	if slices.Contains(dropIns, name) {
+		args = append([]string{name}, args...)
+	} else if name != "cfsctl" {
 		name = "composefs-boot"
 	}
 	root := newRoot(name, in, out, errOut)
-	root.SetArgs(args[1:])
+	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0

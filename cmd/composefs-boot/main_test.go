@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) {
 	program := func() { os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr)) }
-	testscript.Main(m, map[string]func(){"composefs-boot": program, "cfsctl": program})
+	testscript.Main(m, map[string]func(){"composefs-boot": program, "cfsctl": program, "mkcomposefs": program, "composefs-info": program, "mount.composefs": program})
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN.

@@ -92,6 +92,10 @@ func TestHostile(t *testing.T) {
 		"link-without-target":    `a hard link without target`,
 		"link-of-directory-mode": `a hard link to a directory`,
 		"mode-without-type":      `no file type that there is`,
+		"link-without-type":      `no file type that there is`,
+		"escape-in-unused":       `line 2: PAYLOAD: nothing after a backslash`,
+		"size-of-device":         `line 2: SIZE: 5: neither a regular file`,
+		"content-of-device":      `line 2: CONTENT: only a regular file has content`,
 		"mode-not-octal":         `MODE: "100689": not a number in base 8`,
 		"fields-missing":         `only 5 of 11 fields`,
 		"number-too-large":       `UID: "4294967296": not a number`,
@@ -131,6 +135,28 @@ func TestAccepted(t *testing.T) {
 		"content that looks like a dash": root + "/a 1 100644 1 0 0 0 0.0 - \\x2d -\n",
 	} {
 		if _, err := dumpfile.Read(strings.NewReader(text)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What only people write is refused where a program's file is expected; the rest is not touched by that.
+func TestStrict(t *testing.T) {
+	for text, want := range map[string]string{
+		strings.TrimSuffix(root, "\n"):               `line 1: no newline at its end`,
+		root + "/a 0 100644 1 0 0 7 0.0 - - -\n":     `line 2: RDEV: "7": only a device`,
+		root + "/a 5 120777 1 0 0 0 0.0 abc - -\n":   `line 2: SIZE: 5, but the symlink's target has 3 bytes`,
+		root + "/a 3 120777 1 0 0 0 0.0 abc abc -\n": `line 2: CONTENT: only a regular file`,
+	} {
+		if _, err := dumpfile.Read(strings.NewReader(text)); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+		if _, err := dumpfile.ReadWith(strings.NewReader(text), dumpfile.Options{Strict: true}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+	for _, name := range golden.Names(t) {
+		if _, err := dumpfile.ReadWith(bytes.NewReader(golden.Read(t, "dumps/"+name+".dump")), dumpfile.Options{Strict: true}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

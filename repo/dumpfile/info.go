@@ -10,8 +10,11 @@ import (
 // composefs-info prints what it finds in an image, and the image shows through: the sizes of directories, the order of
 // attributes, and in V1 the marks of directories that have whiteouts. repo/erofs knows why an image has them.
 
-// maxShared is how many attributes of an inode refer to the image's table.
-const maxShared = 128
+// How many attributes of an inode refer to the image's table.
+const (
+	maxShared   = 128
+	maxSharedV2 = 255
+)
 
 // overlay begins the names of what overlayfs reads, escaped those that stand for them in an image.
 const (
@@ -36,7 +39,7 @@ func newImageOrder(t *fstree.Tree, s Style) *imageOrder {
 	var visit func(parent, i *fstree.Inode)
 	visit = func(parent, i *fstree.Inode) {
 		dir := i.Dir()
-		if dir == nil && i.Nlink != 1 {
+		if dir == nil {
 			if seen[i] {
 				return
 			}
@@ -58,50 +61,58 @@ func newImageOrder(t *fstree.Tree, s Style) *imageOrder {
 			o.counts[countKey{x.Name, string(x.Value)}]++
 		}
 	}
-	if label, ok := t.Root.Xattr("security.selinux"); ok {
+	if label, ok := t.Root.Xattr("security.selinux"); ok && s != InfoV2 {
 		o.counts[countKey{"security.selinux", string(label)}] += 256 // of the hidden names, see withHidden
 	}
 	return o
 }
 
-// inImage returns an inode's attributes by the names that they have in an image, sorted, with those that stand for its
-// object and for whiteouts.
+// inImage returns an inode's attributes by the names that they have in an image and in its order: sorted, but in V2 what leads
+// to the object comes first, and the rest is sorted before it is escaped. V2 has no escaped whiteouts.
 func (o *imageOrder) inImage(i *fstree.Inode) []fstree.Xattr {
-	all := fstree.Inode{Xattrs: slices.Clone(i.Xattrs)}
-	for k, x := range all.Xattrs {
-		if rest, ok := strings.CutPrefix(x.Name, overlay); ok {
-			all.Xattrs[k].Name = escaped + rest
-		}
-	}
-	slices.SortFunc(all.Xattrs, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
-	if o.marked[i] {
-		all.SetXattr(escaped+"whiteouts", nil)
-		all.SetXattr("user.overlay.whiteouts", nil)
-		if o.style == InfoV1 {
-			all.SetXattr(escaped+"opaque", []byte("x"))
-			all.SetXattr("user.overlay.opaque", []byte("x"))
-		}
-	}
-	switch c := i.Content.(type) {
-	case *fstree.Object:
-		all.SetXattr(overlay+"metacopy", []byte(c.Digest.String()))
+	var list []fstree.Xattr
+	add := func(name, value string) { list = append(list, fstree.Xattr{Name: name, Value: []byte(value)}) }
+	if c, ok := i.Content.(*fstree.Object); ok {
+		add(overlay+"metacopy", c.Digest.String())
 		if path := c.Payload(); path != "" {
-			all.SetXattr(overlay+"redirect", []byte(path))
-		}
-	case fstree.Device:
-		if isWhiteout(i) {
-			all.SetXattr(escaped+"whiteout", nil)
-			all.SetXattr("user.overlay.whiteout", nil)
+			add(overlay+"redirect", path)
 		}
 	}
-	return all.Xattrs
+	for _, x := range i.Xattrs {
+		if rest, ok := strings.CutPrefix(x.Name, overlay); ok {
+			x.Name = escaped + rest
+		}
+		list = append(list, x)
+	}
+	if o.style == InfoV2 {
+		return list
+	}
+	slices.SortFunc(list, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	marks := fstree.Inode{Xattrs: list} // replace what has their names
+	if o.marked[i] {
+		marks.SetXattr(escaped+"whiteouts", nil)
+		marks.SetXattr("user.overlay.whiteouts", nil)
+		if o.style == InfoV1 {
+			marks.SetXattr(escaped+"opaque", []byte("x"))
+			marks.SetXattr("user.overlay.opaque", []byte("x"))
+		}
+	}
+	if isWhiteout(i) {
+		marks.SetXattr(escaped+"whiteout", nil)
+		marks.SetXattr("user.overlay.whiteout", nil)
+	}
+	return marks.Xattrs
 }
 
 func (o *imageOrder) xattrs(i *fstree.Inode) []fstree.Xattr {
+	most := maxShared
+	if o.style == InfoV2 {
+		most = maxSharedV2
+	}
 	var shared, own []fstree.Xattr
 	refs := 0
 	for _, x := range o.inImage(i) {
-		isShared := o.counts[countKey{x.Name, string(x.Value)}] > 1 && refs < maxShared
+		isShared := o.counts[countKey{x.Name, string(x.Value)}] > 1 && refs < most
 		if isShared {
 			refs++
 		}
@@ -132,7 +143,7 @@ func isWhiteout(i *fstree.Inode) bool {
 // 4096, the last one cut off where it ends if it is at most half full.
 func imageSize(dir *fstree.Directory, root bool) uint64 {
 	names := append([]fstree.Entry{{Name: "."}, {Name: ".."}}, dir.Entries...)
-	if root {
+	if root { // of V0 or V1
 		names = withHidden(names, dir)
 	}
 	// The order decides where blocks end.

@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,8 +60,24 @@ var fieldNames = [...]string{"PATH", "SIZE", "MODE", "NLINK", "UID", "GID", "RDE
 
 // Read reads a dumpfile to its end. Errors name the line, counted from 1, and the field. A file larger than 0 bytes that
 // has neither content nor payload nor digest is read as an object without a name. Memory grows with the tree alone.
-func Read(r io.Reader) (*fstree.Tree, error) {
-	p := parser{xattrs: map[string][]fstree.Xattr{}}
+func Read(r io.Reader) (*fstree.Tree, error) { return ReadWith(r, Options{}) }
+
+// Options says how a dumpfile is read.
+type Options struct {
+	// Strict refuses what is let pass otherwise because people write it: the last line must end with a newline, the SIZE
+	// of a symlink must be that of its target, a symlink has no CONTENT, and what is no device has RDEV 0. With the C tools
+	// it is the environment variable CFS_PARSE_STRICT that asks for it.
+	Strict bool
+	// Homes fills fstree.Tree.Home: the path of the line that a hard link leads to. mkcomposefs goes by it.
+	Homes bool
+}
+
+// ReadWith is Read with options.
+func ReadWith(r io.Reader, o Options) (*fstree.Tree, error) {
+	p := parser{strict: o.Strict, xattrs: map[string][]fstree.Xattr{}}
+	if o.Homes {
+		p.homes = map[*fstree.Inode]string{}
+	}
 	in := bufio.NewReaderSize(r, 1<<16)
 	for number := 1; ; number++ {
 		line, err := readLine(in)
@@ -69,6 +86,9 @@ func Read(r io.Reader) (*fstree.Tree, error) {
 		}
 		if err == io.EOF && len(line) == 0 {
 			break
+		}
+		if err == io.EOF && o.Strict {
+			return nil, fmt.Errorf("dumpfile: line %d: no newline at its end", number)
 		}
 		if err := p.line(line); err != nil {
 			return nil, fmt.Errorf("dumpfile: line %d: %w", number, err)
@@ -80,7 +100,7 @@ func Read(r io.Reader) (*fstree.Tree, error) {
 	if err := p.resolveLinks(); err != nil {
 		return nil, fmt.Errorf("dumpfile: %w", err)
 	}
-	return &fstree.Tree{Root: p.root}, nil
+	return &fstree.Tree{Root: p.root, Home: p.homes}, nil
 }
 
 // readLine returns the next line without its newline; io.EOF comes with the last one, if that has no newline.
@@ -100,6 +120,8 @@ func readLine(in *bufio.Reader) ([]byte, error) {
 }
 
 type parser struct {
+	strict  bool
+	homes   map[*fstree.Inode]string
 	root    *fstree.Inode
 	links   []link
 	dir     *fstree.Directory // where the last line put its name: mostly it is the parent of the next one, too
@@ -243,6 +265,9 @@ func (p *parser) inode(i *fstree.Inode, fields *[fieldCount][]byte, xattrs []byt
 	if i.Mtime, err = parseTime(fields[fieldMtime]); err != nil {
 		return inField(fieldMtime, err)
 	}
+	if err := p.unused(mode, size, fields); err != nil {
+		return err
+	}
 	i.Perm = mode & 0o7777
 	switch mode &^ 0o7777 {
 	case fstree.TypeDir:
@@ -261,6 +286,9 @@ func (p *parser) inode(i *fstree.Inode, fields *[fieldCount][]byte, xattrs []byt
 			return inField(fieldPayload, fmt.Errorf("symlink target %.80q: want 1 to %d bytes and no NUL",
 				target, fstree.MaxSymlink))
 		}
+		if p.strict && size != uint64(len(target)) {
+			return inField(fieldSize, fmt.Errorf("%d, but the symlink's target has %d bytes", size, len(target)))
+		}
 		i.Content = fstree.Symlink(target)
 	case fstree.TypeBlock, fstree.TypeChar:
 		i.Content = fstree.Device{Block: mode&fstree.TypeMask == fstree.TypeBlock, Rdev: rdev}
@@ -273,6 +301,37 @@ func (p *parser) inode(i *fstree.Inode, fields *[fieldCount][]byte, xattrs []byt
 	}
 	i.Xattrs, err = p.attributes(xattrs)
 	return err
+}
+
+// unused checks the fields that do not count for a file of this type: they must be readable all the same, and not say
+// something that nothing would come of.
+func (p *parser) unused(mode uint32, size uint64, fields *[fieldCount][]byte) error {
+	for _, k := range [...]int{fieldPayload, fieldContent, fieldDigest} {
+		if _, err := p.unescape(fields[k]); err != nil {
+			return inField(k, err)
+		}
+	}
+	kind := mode & fstree.TypeMask
+	hasContent := string(fields[fieldContent]) != "-"
+	switch kind {
+	case fstree.TypeRegular:
+		hasContent = false // and read later
+	case fstree.TypeSymlink:
+		// It is let pass if its size is right.
+		content, _ := p.unescape(fields[fieldContent])
+		hasContent = hasContent && (uint64(len(content)) != size || p.strict && size > 0)
+	case fstree.TypeBlock, fstree.TypeChar, fstree.TypeFifo, fstree.TypeSocket:
+		if size != 0 {
+			return inField(fieldSize, fmt.Errorf("%d: neither a regular file nor a directory nor a symlink", size))
+		}
+	}
+	if hasContent {
+		return inField(fieldContent, errors.New("only a regular file has content"))
+	}
+	if rdev := fields[fieldRdev]; p.strict && kind != fstree.TypeBlock && kind != fstree.TypeChar && string(rdev) != "0" {
+		return inField(fieldRdev, fmt.Errorf("%.40q: only a device has a number", rdev))
+	}
+	return nil
 }
 
 // regular returns the content of a regular file.
@@ -384,8 +443,12 @@ func (p *parser) addLink(path, mode, payload []byte) error {
 	if err != nil {
 		return inField(fieldMode, err)
 	}
-	if m&fstree.TypeMask == fstree.TypeDir {
+	switch m &^ 0o7777 {
+	case fstree.TypeDir:
 		return inField(fieldMode, errors.New("a hard link to a directory"))
+	case fstree.TypeRegular, fstree.TypeSymlink, fstree.TypeBlock, fstree.TypeChar, fstree.TypeFifo, fstree.TypeSocket:
+	default:
+		return inField(fieldMode, fmt.Errorf("%o: no file type that there is", m))
 	}
 	dir, name, err := p.place(path)
 	if err == nil && dir == nil {
@@ -438,6 +501,9 @@ func (p *parser) resolveLinks() error {
 		}
 		if inode.Dir() != nil {
 			return fmt.Errorf("hard link %.80q: its target is a directory", l.path)
+		}
+		if last := len(way) - 1; p.homes != nil && last >= 0 && p.homes[inode] == "" {
+			p.homes[inode] = path.Clean("/" + way[last].target)
 		}
 		for _, w := range way {
 			final[w.inode] = inode

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 )
@@ -15,14 +16,20 @@ const (
 	// Cfsctl is that of composefs-rs (cfsctl create-dumpfile): directories have size 0, a hard link has only its path
 	// and its target.
 	Cfsctl Style = iota
-	// InfoV0 and InfoV1 are those of the C tools (composefs-info dump) for an image of V0 or V1: directories have the size
-	// they take in the image, attributes the order of the image, a hard link repeats the fields of its target.
+	// InfoV0, InfoV1 and InfoV2 are those of the C tools (composefs-info dump) for an image of V0, V1 or V2: directories
+	// have the size they take in the image, attributes the order of the image, a hard link repeats the fields of its
+	// target. Whiteouts are left out of a V2, which has no way to tell them from those that hide the object store.
 	InfoV0
 	InfoV1
+	InfoV2
 )
 
 // Write writes the tree, names in the order of fstree.Tree.Walk.
-func Write(w io.Writer, t *fstree.Tree, s Style) error {
+func Write(w io.Writer, t *fstree.Tree, s Style) error { return WriteSome(w, t, s, nil) }
+
+// WriteSome is Write for some entries of the root directory only: those whose names keep wants. The root itself is written
+// as it is in the whole tree.
+func WriteSome(w io.Writer, t *fstree.Tree, s Style, keep func(name string) bool) error {
 	out := bufio.NewWriterSize(w, 1<<16)
 	first := map[*fstree.Inode]string{}
 	xattrs := func(i *fstree.Inode) []fstree.Xattr { return i.Xattrs }
@@ -31,8 +38,11 @@ func Write(w io.Writer, t *fstree.Tree, s Style) error {
 	}
 	var line []byte
 	err := t.Walk(func(path string, i *fstree.Inode) error {
+		if top, _, _ := strings.Cut(path[1:], "/"); keep != nil && top != "" && !keep(top) || s == InfoV2 && isWhiteout(i) {
+			return nil
+		}
 		target := first[i]
-		if target == "" && i.Nlink != 1 && i.Dir() == nil {
+		if target == "" && (i.Nlink != 1 || s != Cfsctl) && i.Dir() == nil {
 			first[i] = path
 		}
 		line = appendLine(line[:0], path, i, xattrs(i), target, s)
@@ -67,7 +77,7 @@ func appendLine(b []byte, path string, i *fstree.Inode, xattrs []fstree.Xattr, l
 			}
 		}
 		if s != Cfsctl {
-			size = imageSize(dir, path == "/")
+			size = imageSize(dir, path == "/" && s != InfoV2)
 		}
 	}
 	payload, content, digest := "", "", ""
@@ -109,6 +119,9 @@ func appendLine(b []byte, path string, i *fstree.Inode, xattrs []fstree.Xattr, l
 	}
 	return append(b, '\n')
 }
+
+// AppendEscaped appends a string as the fields of a dumpfile have it.
+func AppendEscaped(b []byte, s string) []byte { return appendEscaped(b, s, false) }
 
 func appendOptional(b []byte, s string) []byte {
 	switch s {

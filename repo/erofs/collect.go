@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"path"
 	"slices"
 	"strings"
 	"unsafe"
@@ -134,6 +135,7 @@ type collector struct {
 	// Inodes with several names: the directory of the first of them in depth-first order, where the node is made, and
 	// the node's number, -1 until then.
 	home  map[*fstree.Inode]*fstree.Directory
+	name  map[*fstree.Inode]string // the path there, for inodes that do not belong to the first of their names
 	index map[*fstree.Inode]int32
 }
 
@@ -144,6 +146,9 @@ func collect(t *fstree.Tree, f Format) ([]node, error) {
 	}
 	c := &collector{format: f}
 	c.nodes = make([]node, 0, c.findLinks(root)+257)
+	if f != V2 {
+		c.findHomes(t)
+	}
 	if _, err := c.add("", "/", t.Root); err != nil {
 		return nil, err
 	}
@@ -199,6 +204,17 @@ func (c *collector) findLinks(root *fstree.Directory) int {
 	}
 	homes(root)
 	return names
+}
+
+// findHomes takes over what the tree says about where inodes belong.
+func (c *collector) findHomes(t *fstree.Tree) {
+	c.name = map[*fstree.Inode]string{}
+	for inode, name := range t.Home {
+		parent := t.Lookup(path.Dir(name))
+		if c.home[inode] != nil && parent != nil && t.Lookup(name) == inode {
+			c.home[inode], c.name[inode] = parent.Dir(), name
+		}
+	}
 }
 
 // set is a set of numbers that are spread evenly, but for their lowest bits. It takes 16 bytes for each, a third of what a map
@@ -271,7 +287,7 @@ func (c *collector) addEntry(path string, dir *fstree.Directory, parent int32, e
 	if len(c.index) > 0 {
 		k, links = c.index[e.Inode]
 	}
-	if links && (k >= 0 || c.home[e.Inode] != dir) {
+	if links && (k >= 0 || c.home[e.Inode] != dir || c.name[e.Inode] != "" && c.name[e.Inode] != path+"/"+e.Name) {
 		return k, false, nil
 	}
 	if k, err = c.add(path+"/", e.Name, e.Inode); err != nil {

@@ -43,6 +43,9 @@ const (
 // Tree is a whole file system. Root's content is a *Directory.
 type Tree struct {
 	Root *Inode
+	// Home is the path of the name that an inode with several names belongs to. Only a dumpfile can say that, and only the
+	// place of the inode in an image of V0 or V1 depends on it. Inodes that are not in it belong to the first of their names.
+	Home map[*Inode]string
 }
 
 // New returns a tree with an empty root directory: mode 0755, owned by root, time 0.

@@ -28,6 +28,8 @@ import (
 // Options says what is read.
 type Options struct {
 	Xattrs   fstree.XattrMode
+	NoXattrs bool               // keep none, whatever Xattrs says
+	Mounts   bool               // read what is mounted inside of the directory, too; otherwise it is an error
 	Progress *Progress          // counts along, if it is not nil
 	Workers  int                // 0: one for each processor
 	Cache    *digestcache.Cache // of digests; nil: every file is read
@@ -264,7 +266,7 @@ func (s *scanner) entry(d *openDir, name string) (*fstree.Inode, file, error) {
 		return nil, file{}, err
 	}
 	isDir := uint32(st.Mode)&fstree.TypeMask == fstree.TypeDir
-	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 || isDir && device(&st) != s.device {
+	if !s.options.Mounts && (st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 || isDir && device(&st) != s.device) {
 		return nil, file{}, ErrCrossesMount
 	}
 	inode := inodeOf(&st)
@@ -473,8 +475,10 @@ func readFull(fd int, buf []byte) (n int, err error) {
 	return n, nil
 }
 
-// descriptor reads from an open file. A sink may read it again.
+// descriptor reads from an open file. A sink may read it again, or share its data.
 type descriptor int
+
+func (d descriptor) Fd() uintptr { return uintptr(d) }
 
 func (d descriptor) Seek(offset int64, whence int) (int64, error) {
 	return unix.Seek(int(d), offset, whence)
@@ -533,6 +537,9 @@ func inodeOf(st *unix.Statx_t) *fstree.Inode {
 // xattrs reads the attributes that are kept, of the open file or of an entry of the open directory. The second way goes through
 // /proc, since symlinks and devices cannot be opened without side effects. None tells that there are no others either.
 func (s *scanner) xattrs(fd int, name string) (list []fstree.Xattr, none bool, err error) {
+	if s.options.NoXattrs {
+		return nil, false, nil
+	}
 	listAttrs := func(b []byte) (int, error) { return unix.Flistxattr(fd, b) }
 	get := func(attr string, b []byte) (int, error) { return unix.Fgetxattr(fd, attr, b) }
 	if name != "" {

@@ -181,7 +181,11 @@ func TestMountIsNotCrossed(t *testing.T) {
 			t.Fatalf("mounting needs root: %v", err)
 		}
 		_, err := scan.Dir(context.Background(), dir, scan.Digests(fsverity.SHA256), scan.Options{})
+		tree, mountsErr := scan.Dir(context.Background(), dir, scan.Digests(fsverity.SHA256), scan.Options{Mounts: true})
 		unix.Unmount(target, 0)
+		if mountsErr != nil || tree.Lookup(strings.TrimPrefix(target, dir)) == nil || mounted == "directory" && tree.Lookup("usr/here/file") != nil {
+			t.Errorf("with Mounts, what is mounted at a %s is not read: %v", mounted, mountsErr)
+		}
 		if !errors.Is(err, scan.ErrCrossesMount) || !strings.Contains(err.Error(), strings.TrimPrefix(target, dir+"/")) {
 			t.Errorf("a mounted %s: %v", mounted, err)
 		}
