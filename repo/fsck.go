@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,7 @@ func (f Finding) String() string { return fmt.Sprintf("fsck: %s: %s: %s", f.Kind
 // FsckOptions says what is checked.
 type FsckOptions struct {
 	MetadataOnly bool          // not the content of objects
+	Read         bool          // read objects that have fs-verity, too, so that the kernel checks every block of them
 	Found        func(Finding) // called for each finding as it is found, one at a time
 	Checked      *atomic.Int64 // counts objects as they are checked, if it is not nil
 	Lock         LockOptions
@@ -71,7 +73,7 @@ func (r *Repo) Fsck(ctx context.Context, o FsckOptions) (FsckReport, error) {
 		return FsckReport{}, err
 	}
 	defer release()
-	c := &checker{r: r, o: o, there: map[fsverity.Digest]bool{}}
+	c := &checker{r: r, o: o}
 	if err := c.objects(ctx); err != nil {
 		return c.report, err
 	}
@@ -83,12 +85,29 @@ func (r *Repo) Fsck(ctx context.Context, o FsckOptions) (FsckReport, error) {
 	return c.report, nil
 }
 
+// objectSet is the objects of a repository, by directory: of a million, a map takes twice as much.
+type objectSet [256][]fsverity.Digest
+
+// add takes the objects of one directory, which it sorts. The slice is not the caller's any more.
+func (s *objectSet) add(objects []fsverity.Digest) {
+	if len(objects) == 0 {
+		return
+	}
+	slices.SortFunc(objects, fsverity.Digest.Compare)
+	s[objects[0].Bytes()[0]] = objects
+}
+
+func (s *objectSet) has(d fsverity.Digest) bool {
+	_, ok := slices.BinarySearchFunc(s[d.Bytes()[0]], d, fsverity.Digest.Compare)
+	return ok
+}
+
 type checker struct {
 	r      *Repo
 	o      FsckOptions
 	mu     sync.Mutex
 	report FsckReport
-	there  map[fsverity.Digest]bool // objects whose file is there
+	there  objectSet // objects whose file is there
 }
 
 func (c *checker) found(k Kind, name, detail string, args ...any) {
@@ -99,35 +118,53 @@ func (c *checker) found(k Kind, name, detail string, args ...any) {
 	}
 }
 
+// objects checks what is in objects/, several of its directories at a time.
 func (c *checker) objects(ctx context.Context) error {
-	work := make(chan fsverity.Digest, 64)
+	m := newMeasurer(c.r)
+	m.read = c.o.Read
+	type directory struct {
+		fd    int
+		names []string
+		want  []fsverity.Digest
+	}
+	work := make(chan directory)
 	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		workers.Go(func() {
 			for d := range work {
-				c.object(d)
+				m.objects(d.fd, d.names, d.want, func(k int, found measured) { c.object(d.want[k], found.err) })
+				unix.Close(d.fd)
 			}
 		})
 	}
-	err := c.r.eachObject(func(name string, d fsverity.Digest, _ *os.File) error {
-		if d.IsZero() {
-			c.mu.Lock()
+	err := c.r.eachDirectory(func(dir *os.File, name string, objects []fsverity.Digest, odd []string) error {
+		c.mu.Lock()
+		c.there.add(objects)
+		for _, name := range odd {
 			if !c.o.MetadataOnly {
 				c.report.Objects++
 				c.report.ObjectsBad++
 			}
 			c.found(ObjectOdd, name, "not an object of this repository: neither used nor removed")
-			c.mu.Unlock()
-			return nil
-		}
-		c.mu.Lock()
-		c.there[d] = true
-		if !c.o.MetadataOnly {
-			c.report.Objects++
 		}
 		c.mu.Unlock()
-		if !c.o.MetadataOnly {
-			work <- d
+		if c.o.MetadataOnly || len(objects) == 0 {
+			return ctx.Err()
+		}
+		// Pieces, so that one large directory does not keep everybody else waiting.
+		const piece = 1024
+		for len(objects) > 0 {
+			n := min(piece, len(objects))
+			fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return os.NewSyscallError("dup", err)
+			}
+			next := directory{fd: fd, want: objects[:n]}
+			for _, d := range next.want {
+				next.names = append(next.names, d.ObjectPath()[3:])
+			}
+			objects = objects[n:]
+			work <- next
 		}
 		return ctx.Err()
 	})
@@ -136,14 +173,11 @@ func (c *checker) objects(ctx context.Context) error {
 	return err
 }
 
-func (c *checker) object(d fsverity.Digest) {
-	f, err := c.r.openat("objects/"+d.ObjectPath(), unix.O_RDONLY|unix.O_NONBLOCK)
-	if err == nil {
-		err = c.r.Verify(f, d)
-		f.Close()
-	}
+// object takes down what was found out about an object.
+func (c *checker) object(d fsverity.Digest, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.report.Objects++
 	if err != nil {
 		kind := ObjectUnreadable
 		switch {
@@ -181,7 +215,7 @@ func (c *checker) links(ctx context.Context, kind string) error {
 		}
 		*total++
 		d, err := digestOfLink(target)
-		names[path.Base(name)] = err == nil && c.there[d]
+		names[path.Base(name)] = err == nil && c.there.has(d)
 		if err != nil || target != "../objects/"+d.ObjectPath() {
 			*bad++
 			broken(name, "leads to %q: want an object", target)
@@ -192,7 +226,7 @@ func (c *checker) links(ctx context.Context, kind string) error {
 			broken(name, "leads to another image, %v", d)
 			return
 		}
-		if !c.there[d] {
+		if !c.there.has(d) {
 			*bad++
 			broken(name, "its object is not there")
 			return
@@ -204,7 +238,7 @@ func (c *checker) links(ctx context.Context, kind string) error {
 			return
 		}
 		for _, o := range append(objects, streams...) {
-			if !c.there[o] {
+			if !c.there.has(o) {
 				c.report.MissingObjects++
 				c.found(missing, name, "%v", o)
 			}

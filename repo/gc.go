@@ -1,14 +1,18 @@
 package repo
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,13 +44,15 @@ type GCOptions struct {
 
 // GCPlan is what garbage collection removes, and what it found odd and leaves alone. Paths are below the repository.
 type GCPlan struct {
-	Objects   []string
+	Objects   int
 	Bytes     int64 // of Objects
 	Images    []string
 	Streams   []string
 	Temporary []string
 	Recent    int // objects that are garbage, but too young
 	Odd       []string
+
+	doomed [256][]fsverity.Digest // the objects, by directory
 }
 
 // GC removes what no ref leads to. The plan it returns has been carried out, unless it is a dry run. Nothing is removed if
@@ -81,24 +87,45 @@ func (r *Repo) GC(ctx context.Context, o GCOptions) (GCPlan, error) {
 // executeGC removes names before the objects they lead to, so that an interruption leaves no name without its object.
 func (r *Repo) executeGC(ctx context.Context, p GCPlan) error {
 	names := append(slices.Clone(p.Images), p.Streams...)
-	for k, list := range [][]string{names, p.Objects, p.Temporary} {
-		if k == 1 && len(names) > 0 {
-			if err := unix.Syncfs(int(r.dir.Fd())); err != nil {
-				return os.NewSyscallError("syncfs", err)
-			}
+	for _, name := range append(names, p.Temporary...) {
+		if err := r.unlink(name); err != nil {
+			return err
 		}
-		for _, name := range list {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			if err := r.unlink(name); err != nil {
-				return err
-			}
+	}
+	if len(names) > 0 {
+		if err := unix.Syncfs(int(r.dir.Fd())); err != nil {
+			return os.NewSyscallError("syncfs", err)
+		}
+	}
+	for _, objects := range p.doomed {
+		if err := r.removeObjects(ctx, objects); err != nil {
+			return err
 		}
 	}
 	r.mu.Lock()
 	clear(r.verified)
 	r.mu.Unlock()
+	return nil
+}
+
+// removeObjects removes objects of one directory.
+func (r *Repo) removeObjects(ctx context.Context, objects []fsverity.Digest) error {
+	if len(objects) == 0 {
+		return nil
+	}
+	dir, err := r.openat("objects/"+objects[0].ObjectPath()[:2], unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for _, d := range objects {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := unix.Unlinkat(int(dir.Fd()), d.ObjectPath()[3:], 0); err != nil && err != unix.ENOENT {
+			return &os.PathError{Op: "remove", Path: "objects/" + d.ObjectPath(), Err: err}
+		}
+	}
 	return nil
 }
 
@@ -120,27 +147,13 @@ func (r *Repo) planGC(ctx context.Context, o GCOptions) (GCPlan, error) {
 	if err != nil {
 		return p, err
 	}
-	if err := r.eachObject(func(name string, d fsverity.Digest, dir *os.File) error {
-		if d.IsZero() {
-			p.Odd = append(p.Odd, name)
-			return nil
+	named := map[fsverity.Digest]bool{}
+	for _, names := range live.names {
+		for _, d := range names {
+			named[d] = true
 		}
-		if live.objects[d] {
-			return nil
-		}
-		var st unix.Stat_t
-		if err := unix.Fstatat(int(dir.Fd()), path.Base(name), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return &os.PathError{Op: "stat", Path: name, Err: err}
-		}
-		if o.Now.Sub(time.Unix(st.Ctim.Unix())) < o.Margins.Objects {
-			p.Recent++
-			live.objects[d] = true
-			return nil
-		}
-		p.Objects = append(p.Objects, name)
-		p.Bytes += st.Size
-		return ctx.Err()
-	}); err != nil {
+	}
+	if err := r.planObjects(ctx, o, &p, live, named); err != nil {
 		return p, err
 	}
 	// A name whose object goes, or is gone, goes as well. A ref never does: what it leads to is kept.
@@ -156,6 +169,84 @@ func (r *Repo) planGC(ctx context.Context, o GCOptions) (GCPlan, error) {
 		slices.Sort(*kind.list)
 	}
 	return p, r.planTemporary(o, &p)
+}
+
+// planObjects decides about all objects, several directories at a time.
+func (r *Repo) planObjects(ctx context.Context, o GCOptions, p *GCPlan, live liveSet, named map[fsverity.Digest]bool) error {
+	type directory struct {
+		fd      int
+		objects []fsverity.Digest
+	}
+	var mu sync.Mutex
+	var failed error
+	young := map[fsverity.Digest]bool{}
+	one := func(d directory) error {
+		defer unix.Close(d.fd)
+		doomed := d.objects[:0]
+		var bytes int64
+		recent := 0
+		for _, object := range d.objects {
+			if live.objects[object] {
+				continue
+			}
+			var st unix.Stat_t
+			name := object.ObjectPath()
+			if err := unix.Fstatat(d.fd, name[3:], &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return &os.PathError{Op: "stat", Path: "objects/" + name, Err: err}
+			}
+			if o.Now.Sub(time.Unix(st.Ctim.Unix())) >= o.Margins.Objects {
+				doomed, bytes = append(doomed, object), bytes+st.Size
+				continue
+			}
+			recent++
+			if named[object] {
+				mu.Lock()
+				young[object] = true
+				mu.Unlock()
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		p.Objects, p.Bytes, p.Recent = p.Objects+len(doomed), p.Bytes+bytes, p.Recent+recent
+		if len(doomed) > 0 {
+			p.doomed[doomed[0].Bytes()[0]] = doomed
+		}
+		return nil
+	}
+	work := make(chan directory)
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for d := range work {
+				if err := one(d); err != nil {
+					mu.Lock()
+					failed = err
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	err := r.eachDirectory(func(dir *os.File, _ string, objects []fsverity.Digest, odd []string) error {
+		mu.Lock()
+		p.Odd = append(p.Odd, odd...)
+		stop := failed
+		mu.Unlock()
+		if err := cmp.Or(stop, ctx.Err()); err != nil || len(objects) == 0 {
+			return err
+		}
+		fd, err := unix.FcntlInt(dir.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("dup", err)
+		}
+		work <- directory{fd, objects}
+		return nil
+	})
+	close(work)
+	workers.Wait()
+	for d := range young { // what has the name stays as long as the object does
+		live.objects[d] = true
+	}
+	return cmp.Or(err, failed)
 }
 
 func (r *Repo) exists(name string) bool {
@@ -188,8 +279,10 @@ func (r *Repo) planTemporary(o GCOptions, p *GCPlan) error {
 	return nil
 }
 
-// eachObject calls f for every file in objects/, with a zero digest for those whose name is none.
-func (r *Repo) eachObject(f func(name string, d fsverity.Digest, dir *os.File) error) error {
+// eachDirectory calls f for every directory of objects/ with the digests of the objects in it, and the paths of what is none.
+func (r *Repo) eachDirectory(f func(dir *os.File, name string, objects []fsverity.Digest, odd []string) error) error {
+	buf := make([]byte, 64<<10)
+	var digits [2 * 64]byte
 	for k := range 256 {
 		sub := fmt.Sprintf("objects/%02x", k)
 		dir, err := r.openat(sub, unix.O_RDONLY|unix.O_DIRECTORY)
@@ -197,7 +290,7 @@ func (r *Repo) eachObject(f func(name string, d fsverity.Digest, dir *os.File) e
 			continue
 		}
 		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			if err := f(sub, fsverity.Digest{}, r.dir); err != nil {
+			if err := f(r.dir, sub, nil, []string{sub}); err != nil {
 				return err
 			}
 			continue
@@ -205,15 +298,29 @@ func (r *Repo) eachObject(f func(name string, d fsverity.Digest, dir *os.File) e
 		if err != nil {
 			return err
 		}
-		entries, err := dir.ReadDir(-1)
-		for _, e := range entries {
-			d, _ := fsverity.ParseHex(sub[len("objects/"):] + e.Name())
-			if d.Algorithm() != r.Algorithm() || !e.Type().IsRegular() {
-				d = fsverity.Digest{}
+		// Here the names are all that counts: an os.File would allocate several times for each of a million.
+		objects, odd := []fsverity.Digest(nil), []string(nil)
+		for err == nil {
+			var n int
+			n, err = retry(func() (int, error) { return unix.Getdents(int(dir.Fd()), buf) })
+			if n <= 0 || err != nil {
+				break
 			}
-			if err == nil {
-				err = f(sub+"/"+e.Name(), d, dir)
-			}
+			copy(digits[:], sub[len("objects/"):])
+			eachEntry(buf[:n], func(kind byte, name []byte) {
+				var d fsverity.Digest
+				if len(name) <= len(digits)-2 {
+					d, _ = fsverity.ParseHex(digits[:2+copy(digits[2:], name)])
+				}
+				if d.Algorithm() == r.Algorithm() && (kind == unix.DT_REG || kind == unix.DT_UNKNOWN && isRegular(dir, string(name))) {
+					objects = append(objects, d)
+				} else {
+					odd = append(odd, sub+"/"+string(name))
+				}
+			})
+		}
+		if err == nil {
+			err = f(dir, sub, objects, odd)
 		}
 		dir.Close()
 		if err != nil {
@@ -221,6 +328,26 @@ func (r *Repo) eachObject(f func(name string, d fsverity.Digest, dir *os.File) e
 		}
 	}
 	return nil
+}
+
+// eachEntry calls f for the entries that getdents64(2) has returned, but for "." and "..".
+func eachEntry(buf []byte, f func(kind byte, name []byte)) {
+	for len(buf) > 19 {
+		size := int(binary.NativeEndian.Uint16(buf[16:]))
+		if size < 20 || size > len(buf) {
+			return
+		}
+		name, _, _ := bytes.Cut(buf[19:size], []byte{0})
+		if n := string(name); n != "." && n != ".." {
+			f(buf[18], name)
+		}
+		buf = buf[size:]
+	}
+}
+
+func isRegular(dir *os.File, name string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
 }
 
 // liveSet is what roots lead to.

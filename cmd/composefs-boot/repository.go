@@ -129,13 +129,13 @@ time under the name cfsctl. Nothing is removed if an image or stream cannot be r
 			}
 			if a.json {
 				odd := append([]string{}, plan.Odd...)
-				return printJSON(a.out, gcResult{*dry, len(plan.Objects), plan.Bytes, len(plan.Images), len(plan.Streams),
+				return printJSON(a.out, gcResult{*dry, plan.Objects, plan.Bytes, len(plan.Images), len(plan.Streams),
 					len(plan.Temporary), plan.Recent, odd})
 			}
 			if *dry {
 				fmt.Fprintln(a.out, "Dry run (no files deleted):")
 			}
-			fmt.Fprintf(a.out, "Objects: %d removed (%d bytes)\n", len(plan.Objects), plan.Bytes)
+			fmt.Fprintf(a.out, "Objects: %d removed (%d bytes)\n", plan.Objects, plan.Bytes)
 			// cfsctl does not see beforehand which names will lead nowhere.
 			if (len(plan.Images) > 0 || len(plan.Streams) > 0) && !(*dry && a.name == "cfsctl") {
 				fmt.Fprintf(a.out, "Pruned symlinks: %d images, %d streams\n", len(plan.Images), len(plan.Streams))

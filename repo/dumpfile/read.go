@@ -356,7 +356,7 @@ func (p *parser) regular(size uint64, fields *[fieldCount][]byte) (fstree.Conten
 	o.Size = size
 	var err error
 	if digest := fields[fieldDigest]; string(digest) != "-" {
-		if o.Digest, err = fsverity.ParseHex(string(digest)); err != nil {
+		if o.Digest, err = fsverity.ParseHex(digest); err != nil {
 			return nil, inField(fieldDigest, err)
 		}
 	}

@@ -12,6 +12,8 @@
 package fsverity
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/hex"
 	"fmt"
 )
@@ -85,7 +87,7 @@ func MakeDigest(a Algorithm, sum []byte) (Digest, error) {
 
 // ParseHex reads a digest of 64 (sha256) or 128 (sha512) lower-case hexadecimal digits. Upper case is refused: a digest
 // is also a file name, and two spellings would be two names.
-func ParseHex(s string) (Digest, error) {
+func ParseHex[T string | []byte](s T) (Digest, error) {
 	var d Digest
 	switch len(s) {
 	case 64:
@@ -93,7 +95,7 @@ func ParseHex(s string) (Digest, error) {
 	case 128:
 		d.alg = SHA512
 	default:
-		return Digest{}, fmt.Errorf("digest %q: %d characters, want 64 (sha256) or 128 (sha512)", shorten(s), len(s))
+		return Digest{}, fmt.Errorf("digest %q: %d characters, want 64 (sha256) or 128 (sha512)", shorten(string(s)), len(s))
 	}
 	for k := range len(s) {
 		c := s[k]
@@ -103,9 +105,9 @@ func ParseHex(s string) (Digest, error) {
 		case 'a' <= c && c <= 'f':
 			c -= 'a' - 10
 		case 'A' <= c && c <= 'F':
-			return Digest{}, fmt.Errorf("digest %q: upper case, want lower-case hexadecimal digits", shorten(s))
+			return Digest{}, fmt.Errorf("digest %q: upper case, want lower-case hexadecimal digits", shorten(string(s)))
 		default:
-			return Digest{}, fmt.Errorf("digest %q: not hexadecimal", shorten(s))
+			return Digest{}, fmt.Errorf("digest %q: not hexadecimal", shorten(string(s)))
 		}
 		d.sum[k/2] = d.sum[k/2]<<4 | c
 	}
@@ -130,6 +132,11 @@ func shorten(s string) string {
 
 // Algorithm returns the algorithm, 0 for the zero digest.
 func (d Digest) Algorithm() Algorithm { return d.alg }
+
+// Compare orders digests as their texts are ordered; those of one algorithm stand together.
+func (d Digest) Compare(o Digest) int {
+	return cmp.Or(cmp.Compare(d.alg, o.alg), bytes.Compare(d.sum[:], o.sum[:]))
+}
 
 // IsZero reports whether d is the zero value, "no digest".
 func (d Digest) IsZero() bool { return d.alg == 0 }

@@ -88,13 +88,18 @@ func EnableOrCopy(f *os.File, dir *os.File, a Algorithm) (*os.File, error) {
 
 // Measure asks the kernel for the digest of a file, which it returns only for a file whose every read it checks.
 func Measure(f *os.File) (Digest, error) {
+	defer runtime.KeepAlive(f)
+	return MeasureDescriptor(int(f.Fd()))
+}
+
+// MeasureDescriptor is [Measure] for a plain file descriptor.
+func MeasureDescriptor(fd int) (Digest, error) {
 	var arg struct {
 		algorithm, size uint16
 		sum             [64]byte
 	}
 	arg.size = uint16(len(arg.sum))
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.FS_IOC_MEASURE_VERITY, uintptr(unsafe.Pointer(&arg)))
-	runtime.KeepAlive(f)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.FS_IOC_MEASURE_VERITY, uintptr(unsafe.Pointer(&arg)))
 	switch errno {
 	case 0:
 	case unix.ENODATA:

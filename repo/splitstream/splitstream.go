@@ -46,6 +46,7 @@ type Reader struct {
 
 	r      io.ReaderAt
 	stream section
+	named  section
 }
 
 // NamedRef is another stream by the name that this one gives it.
@@ -90,7 +91,8 @@ func Open(r io.ReaderAt, size int64, a fsverity.Algorithm) (*Reader, error) {
 	if err := s.stream.check(size); err != nil {
 		return nil, fmt.Errorf("splitstream: stream: %w", err)
 	}
-	if err := s.readNamed(size, rangeAt(info, 48)); err != nil {
+	s.named = rangeAt(info, 48)
+	if err := s.readNamed(size, s.named); err != nil {
 		return nil, fmt.Errorf("splitstream: named references: %w", err)
 	}
 	s.ContentType = binary.LittleEndian.Uint64(info[64:])
@@ -174,6 +176,45 @@ func (s *Reader) readNamed(size int64, at section) error {
 			return fmt.Errorf("record %.60q: want the number of one of %d streams, a colon and a name", record, len(s.Streams))
 		}
 		s.Named = append(s.Named, NamedRef{string(name), s.Streams[n]})
+	}
+	return nil
+}
+
+// WriteAs writes the splitstream with the references of another repository: the digests that the same objects and streams have
+// there, in the same order. The chunks refer to them by number, so they stay as they are.
+func (s *Reader) WriteAs(w io.Writer, a fsverity.Algorithm, objects, streams []fsverity.Digest) error {
+	if len(objects) != len(s.Objects) || len(streams) != len(s.Streams) {
+		return fmt.Errorf("splitstream: %d objects and %d streams, want %d and %d", len(objects), len(streams), len(s.Objects), len(s.Streams))
+	}
+	le := binary.LittleEndian
+	at := int64(0)
+	place := func(b []byte, size int64) []byte {
+		b = le.AppendUint64(b, uint64(at))
+		at += size
+		return le.AppendUint64(b, uint64(at))
+	}
+	b := append([]byte(magic), 0, 0, 0, byte(a), 12)
+	at = headerSize
+	b = place(b, infoSize)
+	b = place(b, int64(len(streams)*a.Size()))
+	b = place(b, int64(len(objects)*a.Size()))
+	named := at
+	at += s.named.end - s.named.start
+	b = place(b, s.stream.end-s.stream.start)
+	at = named
+	b = place(b, s.named.end-s.named.start)
+	b = le.AppendUint64(b, s.ContentType)
+	b = le.AppendUint64(b, s.Size)
+	for _, d := range append(append([]fsverity.Digest{}, streams...), objects...) {
+		b, _ = d.AppendBinary(b)
+	}
+	if _, err := w.Write(b); err != nil {
+		return err
+	}
+	for _, part := range []section{s.named, s.stream} {
+		if _, err := io.Copy(w, io.NewSectionReader(s.r, part.start, part.end-part.start)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
