@@ -60,6 +60,9 @@ type Step interface {
 // ErrRefused tells that the system must not boot like this. Its text says why, and the way out.
 var ErrRefused = errors.New("refused")
 
+// ErrNotPermitted is the refusal of who may not mount.
+var ErrNotPermitted = refuse("mounting is not permitted: it needs root")
+
 func refuse(format string, args ...any) error {
 	return fmt.Errorf("%w: "+format, append([]any{ErrRefused}, args...)...)
 }
@@ -128,7 +131,7 @@ func (a Abilities) enough(verity bool) error {
 	lacks := ""
 	switch {
 	case a.NotAllowed:
-		return refuse("mounting is not permitted: it needs root")
+		return ErrNotPermitted
 	case !a.Erofs:
 		lacks = "the file system erofs (module erofs)"
 	case !a.Overlay:

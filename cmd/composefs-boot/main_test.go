@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -14,8 +13,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	program := func() { os.Exit(run(context.Background(), os.Args, os.Stdin, os.Stdout, os.Stderr)) }
-	testscript.Main(m, map[string]func(){"composefs-boot": program, "cfsctl": program, "mkcomposefs": program, "composefs-info": program, "mount.composefs": program})
+	testscript.Main(m, map[string]func(){"composefs-boot": main, "cfsctl": main, "mkcomposefs": main, "composefs-info": main,
+		"mount.composefs": main})
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN.

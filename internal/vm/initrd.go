@@ -109,7 +109,7 @@ func Initrd(t testing.TB, k Kernel, files map[string]string, script string) stri
 	}
 	add("bin/busybox", 0o755, read(busybox))
 	load := ""
-	for n, file := range k.moduleFiles(t, []string{"virtio_pci", "virtio_blk", "ext4", "erofs", "overlay", "loop", "sha512_generic"}) {
+	for n, file := range k.moduleFiles(t, []string{"virtio_pci", "virtio_blk", "ext4", "erofs", "overlay", "fuse", "loop", "sha512_generic"}) {
 		b := read(filepath.Join(k.modules, file))
 		if strings.HasSuffix(file, ".xz") {
 			cmd := exec.Command("xz", "-dc")
