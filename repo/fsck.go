@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
@@ -39,7 +40,24 @@ type Finding struct {
 	Kind   Kind   `json:"kind"`
 	Path   string `json:"path"` // below the repository
 	Detail string `json:"detail"`
+	// Breaks tells what cannot be used because of a damaged or missing object.
+	Breaks []Broken `json:"breaks,omitempty"`
+
+	object fsverity.Digest // that is damaged or missing
+	size   int64           // it should have; -1 if nobody tells
+	link   string          // what a broken link should be, "" if that is not known
+	image  fsverity.Digest // that a broken ref should lead to, and that has no name
 }
+
+// Broken is an image or stream that needs a damaged object.
+type Broken struct {
+	Name  string   `json:"name"`            // images/DIGEST or streams/NAME
+	Refs  []string `json:"refs,omitempty"`  // that lead to it
+	Paths []string `json:"paths,omitempty"` // in the image, the first ones; none if it is the image itself that is damaged
+	More  int      `json:"more,omitempty"`  // paths that are not listed
+}
+
+const mostPaths = 100
 
 // String is the line that cfsctl prints.
 func (f Finding) String() string { return fmt.Sprintf("fsck: %s: %s: %s", f.Kind, f.Path, f.Detail) }
@@ -73,7 +91,7 @@ func (r *Repo) Fsck(ctx context.Context, o FsckOptions) (FsckReport, error) {
 		return FsckReport{}, err
 	}
 	defer release()
-	c := &checker{r: r, o: o}
+	c := &checker{r: r, o: o, refs: map[string][]string{}}
 	if err := c.objects(ctx); err != nil {
 		return c.report, err
 	}
@@ -82,7 +100,7 @@ func (r *Repo) Fsck(ctx context.Context, o FsckOptions) (FsckReport, error) {
 			return c.report, err
 		}
 	}
-	return c.report, nil
+	return c.report, c.explain(ctx)
 }
 
 // objectSet is the objects of a repository, by directory: of a million, a map takes twice as much.
@@ -107,11 +125,22 @@ type checker struct {
 	o      FsckOptions
 	mu     sync.Mutex
 	report FsckReport
-	there  objectSet // objects whose file is there
+	there  objectSet           // objects whose file is there
+	names  []object            // images and streams
+	refs   map[string][]string // what they are called, by their names
+}
+
+// object is an object by the name that it has as an image or stream.
+type object struct {
+	name   string
+	digest fsverity.Digest
 }
 
 func (c *checker) found(k Kind, name, detail string, args ...any) {
-	f := Finding{k, name, fmt.Sprintf(detail, args...)}
+	c.add(Finding{Kind: k, Path: name, Detail: fmt.Sprintf(detail, args...), size: -1})
+}
+
+func (c *checker) add(f Finding) {
 	c.report.Findings = append(c.report.Findings, f)
 	if c.o.Found != nil {
 		c.o.Found(f)
@@ -187,7 +216,7 @@ func (c *checker) object(d fsverity.Digest, err error) {
 			kind = ObjectCorrupt
 		}
 		c.report.ObjectsBad++
-		c.found(kind, "objects/"+d.ObjectPath(), "%v", err)
+		c.add(Finding{Kind: kind, Path: "objects/" + d.ObjectPath(), Detail: err.Error(), object: d, size: -1})
 	}
 	if c.o.Checked != nil {
 		c.o.Checked.Add(1)
@@ -204,9 +233,10 @@ func (c *checker) links(ctx context.Context, kind string) error {
 	}
 	names := map[string]bool{} // whether there is an object
 	var refs [][2]string
-	broken := func(name, detail string, args ...any) {
+	broken := func(f Finding, detail string, args ...any) {
 		c.report.BrokenLinks++
-		c.found(LinkBroken, name, detail, args...)
+		f.Kind, f.Detail, f.size = LinkBroken, fmt.Sprintf(detail, args...), -1
+		c.add(f)
 	}
 	if err := c.r.walkLinks(kind, func(name, target string) {
 		if strings.HasPrefix(name, kind+"/refs/") {
@@ -215,20 +245,35 @@ func (c *checker) links(ctx context.Context, kind string) error {
 		}
 		*total++
 		d, err := digestOfLink(target)
+		if err == nil {
+			c.names = append(c.names, object{name, d})
+		}
 		names[path.Base(name)] = err == nil && c.there.has(d)
-		if err != nil || target != "../objects/"+d.ObjectPath() {
+		if right := "../objects/" + d.ObjectPath(); err != nil || target != right {
 			*bad++
-			broken(name, "leads to %q: want an object", target)
+			f := Finding{Path: name}
+			// The name of an image tells what it should lead to.
+			if image, err := fsverity.ParseHex(path.Base(name)); kind == "images" && err == nil {
+				d, right = image, "../objects/"+image.ObjectPath()
+			}
+			if !d.IsZero() && c.there.has(d) {
+				f.link = right
+			}
+			broken(f, "leads to %q: want an object", target)
 			return
 		}
 		if kind == "images" && path.Base(name) != d.String() {
 			*bad++
-			broken(name, "leads to another image, %v", d)
+			f := Finding{Path: name}
+			if image, err := fsverity.ParseHex(path.Base(name)); err == nil && c.there.has(image) {
+				f.link = "../objects/" + image.ObjectPath()
+			}
+			broken(f, "leads to another image, %v", d)
 			return
 		}
 		if !c.there.has(d) {
 			*bad++
-			broken(name, "its object is not there")
+			broken(Finding{Path: name, object: d}, "its object is not there")
 			return
 		}
 		objects, streams, err := c.r.references(name, d)
@@ -240,7 +285,7 @@ func (c *checker) links(ctx context.Context, kind string) error {
 		for _, o := range append(objects, streams...) {
 			if !c.there.has(o) {
 				c.report.MissingObjects++
-				c.found(missing, name, "%v", o)
+				c.add(Finding{Kind: missing, Path: name, Detail: o.String(), object: o, size: -1})
 			}
 		}
 	}, func(name string) {
@@ -251,9 +296,104 @@ func (c *checker) links(ctx context.Context, kind string) error {
 		return err
 	}
 	for _, ref := range refs {
+		to := kind + "/" + path.Base(ref[1])
+		c.refs[to] = append(c.refs[to], strings.TrimPrefix(ref[0], kind+"/"))
 		if up := strings.Repeat("../", strings.Count(ref[0], "/")-1); ref[1] != up+path.Base(ref[1]) || !names[path.Base(ref[1])] {
-			broken(ref[0], "leads to %q, which is not there", ref[1])
+			f := Finding{Path: ref[0]}
+			d, err := fsverity.ParseHex(path.Base(ref[1]))
+			switch {
+			case names[path.Base(ref[1])]:
+				f.link = up + path.Base(ref[1])
+			case kind == "images" && err == nil:
+				f.link, f.image, f.object = up+d.String(), d, d
+				if c.there.has(d) {
+					f.object = fsverity.Digest{}
+				}
+			}
+			broken(f, "leads to %q, which is not there", ref[1])
 		}
 	}
 	return ctx.Err()
+}
+
+// explain tells of each object that is damaged or missing what needs it.
+func (c *checker) explain(ctx context.Context) error {
+	breaks := map[fsverity.Digest][]Broken{}
+	sizes := map[fsverity.Digest]int64{}
+	for _, f := range c.report.Findings {
+		if !f.object.IsZero() {
+			breaks[f.object] = nil
+			sizes[f.object] = -1
+		}
+	}
+	if len(breaks) == 0 {
+		return nil
+	}
+	for _, o := range c.names {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if list, bad := breaks[o.digest]; bad {
+			breaks[o.digest] = append(list, Broken{Name: o.name, Refs: c.refs[o.name]})
+			continue
+		}
+		for d, b := range c.needs(o, breaks, sizes) {
+			breaks[d] = append(breaks[d], *b)
+		}
+	}
+	for k, f := range c.report.Findings {
+		if !f.object.IsZero() {
+			c.report.Findings[k].Breaks, c.report.Findings[k].size = breaks[f.object], sizes[f.object]
+		}
+	}
+	return nil
+}
+
+// needs returns which of the objects an image or stream needs, and where. What cannot be read has been reported already.
+func (c *checker) needs(o object, which map[fsverity.Digest][]Broken, sizes map[fsverity.Digest]int64) map[fsverity.Digest]*Broken {
+	found := map[fsverity.Digest]*Broken{}
+	need := func(d fsverity.Digest, name string) {
+		if _, wanted := which[d]; !wanted {
+			return
+		}
+		b := found[d]
+		if b == nil {
+			b = &Broken{Name: o.name, Refs: c.refs[o.name]}
+			found[d] = b
+		}
+		switch {
+		case name == "":
+		case len(b.Paths) < mostPaths:
+			b.Paths = append(b.Paths, name)
+		default:
+			b.More++
+		}
+	}
+	f, err := c.r.OpenObject(o.digest)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if strings.HasPrefix(o.name, "streams/") {
+		if objects, streams, err := c.r.references(o.name, o.digest); err == nil {
+			for _, d := range append(objects, streams...) {
+				need(d, "")
+			}
+		}
+		return found
+	}
+	t, _, err := readImage(f)
+	if err != nil {
+		return nil
+	}
+	t.Walk(func(name string, i *fstree.Inode) error {
+		if d := objectOf(i); !d.IsZero() {
+			if _, wanted := which[d]; wanted {
+				sizes[d] = int64(i.Size())
+			}
+			need(d, name)
+		}
+		return nil
+	})
+	return found
 }

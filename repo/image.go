@@ -156,19 +156,26 @@ func readImage(f *os.File) (*fstree.Tree, erofs.Format, error) {
 	return erofs.Read(f, info.Size())
 }
 
+// objectOf returns the object that holds a file's content, the zero digest if there is none.
+func objectOf(i *fstree.Inode) fsverity.Digest {
+	o, ok := i.Content.(*fstree.Object)
+	if !ok || o.Size == 0 {
+		return fsverity.Digest{}
+	}
+	if o.Path != "" {
+		d, _ := fsverity.ParseObjectPath(o.Path)
+		return d
+	}
+	return o.Digest
+}
+
 // Objects returns the digests of the objects that a tree refers to, each once, sorted by their text. Objects whose path is no
 // digest are left out.
 func Objects(t *fstree.Tree) []fsverity.Digest {
 	seen := map[fsverity.Digest]bool{}
 	t.Walk(func(_ string, i *fstree.Inode) error {
-		if o, ok := i.Content.(*fstree.Object); ok && o.Size > 0 {
-			d := o.Digest
-			if o.Path != "" {
-				d, _ = fsverity.ParseObjectPath(o.Path)
-			}
-			if !d.IsZero() {
-				seen[d] = true
-			}
+		if d := objectOf(i); !d.IsZero() {
+			seen[d] = true
 		}
 		return nil
 	})

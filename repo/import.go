@@ -403,6 +403,24 @@ func (i *Import) awaitFlush() {
 	}
 }
 
+// settle makes visible what has been put so far.
+func (i *Import) settle() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.flushPending()
+}
+
+// flushPending flushes what is pending, after what is on its way. The caller holds the lock.
+func (i *Import) flushPending() error {
+	i.awaitFlush()
+	if i.failed != nil {
+		return i.failed
+	}
+	list := i.pending
+	i.pending = map[fsverity.Digest]*temp{}
+	return i.flush(list)
+}
+
 // flush makes files durable and then visible. It closes them, whatever happens.
 func (i *Import) flush(list map[fsverity.Digest]*temp) error {
 	if len(list) == 0 {
@@ -535,6 +553,16 @@ func refName(d fsverity.Digest, ref string) name {
 	return name{"images/refs/" + ref, strings.Repeat("../", 1+strings.Count(ref, "/")) + d.String()}
 }
 
+// nameStream adds the name of a stream that has been put, and its refs.
+func (i *Import) nameStream(stream string, d fsverity.Digest, refs []string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.names = append(i.names, name{"streams/" + stream, "../objects/" + d.ObjectPath()})
+	for _, ref := range refs {
+		i.names = append(i.names, name{"streams/refs/" + ref, strings.Repeat("../", 1+strings.Count(ref, "/")) + stream})
+	}
+}
+
 // checkRef tells why a ref's name cannot be a path.
 func checkRef(ref string) error {
 	for part := range strings.SplitSeq(ref, "/") {
@@ -561,13 +589,7 @@ func (i *Import) Commit() error {
 		return errors.New("the import is over")
 	}
 	defer i.end()
-	i.awaitFlush()
-	if i.failed != nil {
-		return i.failed
-	}
-	list := i.pending
-	i.pending = map[fsverity.Digest]*temp{}
-	if err := i.flush(list); err != nil {
+	if err := i.flushPending(); err != nil {
 		return err
 	}
 	if len(i.names) == 0 {

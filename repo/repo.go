@@ -48,6 +48,9 @@ var (
 	ErrReadOnly = errors.New("the repository is read-only")
 )
 
+// errNoRepository tells of a directory that is none.
+var errNoRepository = errors.New("not a composefs repository")
+
 // Config is what a repository is made with.
 type Config struct {
 	Algorithm fsverity.Algorithm
@@ -60,6 +63,7 @@ type Config struct {
 // Options says how a repository is opened.
 type Options struct {
 	RequireVerity bool // an error if the repository does not require fs-verity
+	Upgrade       bool // write the meta.json of a repository from the time before it
 }
 
 // Repo is an open repository. It may be used from several goroutines.
@@ -124,16 +128,32 @@ func Open(path string, o Options) (*Repo, error) {
 func (r *Repo) open(o Options) error {
 	var err error
 	if r.meta, err = readMeta(r.dir); err != nil {
-		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("not a composefs repository: no meta.json (make one with: composefs-boot init %s)", r.path)
+		if !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
-		return err
+		objects, err := r.openat("objects", unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return fmt.Errorf("%w: no meta.json (make one with: composefs-boot init %s)", errNoRepository, r.path)
+		}
+		objects.Close()
+		if !o.Upgrade {
+			return fmt.Errorf("%w (write it with: composefs-boot init --ensure %s)", errOld, r.path)
+		}
+		if r.meta, r.verity, err = upgrade(r.dir); err != nil {
+			return err
+		}
 	}
 	r.digesters.New = func() any { return fsverity.NewDigester(r.meta.algorithm) }
 	if unknown := r.meta.unknown(); unknown != "" {
 		r.readOnly = "it has features that this program does not know: " + unknown
 	}
 	f, err := r.openat("meta.json", unix.O_RDONLY)
+	if errors.Is(err, os.ErrNotExist) && o.Upgrade { // it could not be written
+		if o.RequireVerity && !r.verity {
+			return ErrNoVerity
+		}
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -505,42 +505,76 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// Eight writers of trees that overlap, two collectors and a reader at once: no error, no lost object. STRESS=1m makes it longer.
 func TestConcurrentImportsAndGC(t *testing.T) {
+	duration := 2 * time.Second
+	if text := os.Getenv("STRESS"); text != "" {
+		var err error
+		if duration, err = time.ParseDuration(text); err != nil {
+			t.Fatal(err)
+		}
+	}
 	path := newRepo(t).Path()
-	trees := []string{newTree(t, 40, 1), newTree(t, 40, 1), newTree(t, 40, 2), newTree(t, 60, 1)}
+	var trees []string
+	for _, seed := range []uint64{1, 1, 2, 3} {
+		trees = append(trees, newTree(t, 40, seed), newTree(t, 60, seed))
+	}
+	want := map[string]fsverity.Digest{}
+	for k, dir := range trees {
+		want[fmt.Sprint("tree", k)] = mustImport(t, newRepo(t), dir, "x")
+	}
+	end := time.Now().Add(duration)
 	var all sync.WaitGroup
-	stop := make(chan bool)
 	for k, dir := range trees {
 		all.Go(func() {
 			r := open(t, path)
-			for round := range 5 {
-				if _, _, err := importTree(r, dir, fmt.Sprint("tree", k, "-", round)); err != nil {
+			ref := fmt.Sprint("tree", k)
+			for time.Now().Before(end) {
+				if d, _, err := importTree(r, dir, ref); err != nil || d != want[ref] {
+					t.Error(d, err)
+				}
+				if k%2 == 0 { // the others keep what they made
+					os.Remove(filepath.Join(path, "images/refs", ref))
+				}
+			}
+			mustImport(t, r, dir, ref)
+		})
+	}
+	for range 2 {
+		all.Go(func() {
+			r := open(t, path)
+			for time.Now().Before(end) {
+				if _, err := r.GC(ctx, repo.GCOptions{}); err != nil && !strings.Contains(err.Error(), "leads to nothing") {
 					t.Error(err)
 				}
+				time.Sleep(time.Millisecond)
 			}
 		})
 	}
-	var collector sync.WaitGroup
-	collector.Go(func() {
+	all.Go(func() {
 		r := open(t, path)
-		for {
-			if _, err := r.GC(ctx, repo.GCOptions{}); err != nil {
-				t.Error(err)
+		for time.Now().Before(end) {
+			report, err := r.VerifyImage(ctx, "refs/tree1", repo.VerifyOptions{})
+			if errors.Is(err, repo.ErrNotFound) {
+				continue // not yet
 			}
-			select {
-			case <-stop:
-				return
-			case <-time.After(time.Millisecond):
+			if err != nil || len(report.Findings) > 0 {
+				t.Error(report.Findings, err)
 			}
+			time.Sleep(time.Millisecond)
 		}
 	})
 	all.Wait()
-	close(stop)
-	collector.Wait()
-	mustBeClean(t, open(t, path))
+	last := open(t, path)
+	mustBeClean(t, last)
+	for ref, d := range want {
+		if report, err := last.VerifyImage(ctx, ref, repo.VerifyOptions{}); err != nil || len(report.Findings) > 0 || report.Image != d {
+			t.Error(ref, report, err)
+		}
+	}
 }
 
-// TestMain is also the program that TestKilled kills.
+// TestMain is also the program that is killed.
 func TestMain(m *testing.M) {
 	if work := os.Getenv("REPO_TEST_CHILD"); work != "" {
 		what, rest, _ := strings.Cut(work, " ")
@@ -552,6 +586,15 @@ func TestMain(m *testing.M) {
 		if err == nil && what == "gc" {
 			_, err = r.GC(ctx, repo.GCOptions{})
 		}
+		if err == nil && what == "repair" {
+			_, err = r.Repair(ctx, repo.RepairOptions{From: []string{dir}})
+		}
+		if err == nil && what == "convert" {
+			var to *repo.Repo
+			if to, err = repo.Open(dir, repo.Options{}); err == nil {
+				_, err = r.ConvertTo(ctx, to, repo.ConvertOptions{Format: erofs.V1})
+			}
+		}
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -561,18 +604,21 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// child is a process of its own that does something with the repository at path, see TestMain.
+func child(what, path, dir string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "REPO_TEST_CHILD="+what+" "+path+" "+dir)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
 // Killed at any moment, an import or a garbage collection leaves a repository without fault, and the next run ends what
 // it began.
 func TestKilled(t *testing.T) {
 	r := rand.New(rand.NewPCG(7, 7))
 	path := newRepo(t).Path()
 	trees := []string{newTree(t, 700, 1), newTree(t, 700, 2)}
-	child := func(what, dir string) *exec.Cmd {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), "REPO_TEST_CHILD="+what+" "+path+" "+dir)
-		cmd.Stderr = os.Stderr
-		return cmd
-	}
+	child := func(what, dir string) *exec.Cmd { return child(what, path, dir) }
 	whole := map[string]time.Duration{}
 	for _, what := range []string{"import", "gc"} {
 		start := time.Now()

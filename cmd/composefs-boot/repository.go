@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,15 +16,16 @@ import (
 )
 
 func (a *app) repositoryCommands() []*cobra.Command {
-	return []*cobra.Command{a.initCommand(), a.gcCommand(), a.fsckCommand(), a.catCommand(), a.transactionCommand()}
+	return []*cobra.Command{a.initCommand(), a.gcCommand(), a.fsckCommand(), a.verifyCommand(), a.convertCommand(), a.catCommand(), a.transactionCommand()}
 }
 
 // initResult is what init prints as JSON.
 type initResult struct {
-	Path      string `json:"path"`
-	Created   bool   `json:"created"`
-	Algorithm string `json:"algorithm"`
-	Verity    bool   `json:"verity_required"`
+	Path      string      `json:"path"`
+	Created   bool        `json:"created"`
+	Status    repo.Status `json:"status"` // created, opened or upgraded
+	Algorithm string      `json:"algorithm"`
+	Verity    bool        `json:"verity_required"`
 }
 
 func (a *app) initCommand() *cobra.Command {
@@ -33,14 +34,20 @@ func (a *app) initCommand() *cobra.Command {
 		Short: "Make a repository",
 		Long: `Make a repository: a directory with meta.json, which has fs-verity enabled as the sign that all objects must have it.
 
-On a file system without fs-verity, --insecure makes a repository that does not require it.`,
+On a file system without fs-verity, --insecure makes a repository that does not require it.
+
+With --ensure a repository that is there stays as it is, whatever its configuration, and one from the time before meta.json gets
+one. With --reset-metadata its images and streams are removed, and it is made anew around the objects that it has.`,
 		Example: `  composefs-boot init /sysroot/composefs
+  composefs-boot --repo r init --ensure
   composefs-boot --repo r init --insecure --algorithm fsverity-sha256-12`,
 		Args: between(0, 1),
 	}
 	algorithm := c.Flags().String("algorithm", "", "fs-verity algorithm: fsverity-sha512-12 or fsverity-sha256-12 [default: fsverity-sha512-12]")
 	insecure := c.Flags().Bool("insecure", false, "do not require fs-verity")
-	c.RunE = func(_ *cobra.Command, args []string) error {
+	ensure := c.Flags().Bool("ensure", false, "leave a repository that is there as it is")
+	reset := c.Flags().Bool("reset-metadata", false, "remove meta.json, images and streams first, and keep the objects")
+	c.RunE = func(c *cobra.Command, args []string) error {
 		path := ""
 		if len(args) == 1 {
 			path = args[0]
@@ -63,7 +70,25 @@ On a file system without fs-verity, --insecure makes a repository that does not 
 		if config.Format, err = a.erofsFormat(nil); err != nil {
 			return usageError{err}
 		}
-		created, err := repo.Init(path, config)
+		if *reset {
+			if err := repo.ResetMetadata(c.Context(), path, a.lock()); err != nil {
+				return err
+			}
+		}
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		var status repo.Status
+		if *ensure {
+			status, err = repo.Ensure(path, config)
+		} else {
+			var created bool
+			if created, err = repo.Init(path, config); created {
+				status = repo.Created
+			} else {
+				status = repo.Opened
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -73,9 +98,16 @@ On a file system without fs-verity, --insecure makes a repository that does not 
 		}
 		defer r.Close()
 		if a.json {
-			return printJSON(a.out, initResult{path, created, r.Algorithm().Name(), r.RequiresVerity()})
+			return printJSON(a.out, initResult{path, status == repo.Created, status, r.Algorithm().Name(), r.RequiresVerity()})
 		}
-		if !created {
+		switch {
+		case status == repo.Upgraded:
+			fmt.Fprintf(a.out, "Upgraded legacy repository at %s\n", path)
+			return nil
+		case status == repo.Opened && *ensure:
+			fmt.Fprintf(a.out, "Repository already initialized at %s (existing configuration preserved)\n", path)
+			return nil
+		case status == repo.Opened:
 			fmt.Fprintf(a.out, "Repository already initialized at %s\n", path)
 			return nil
 		}
@@ -147,87 +179,6 @@ time under the name cfsctl. Nothing is removed if an image or stream cannot be r
 				fmt.Fprintf(a.err, "%s: not of this repository, left alone\n", name)
 			}
 			return nil
-		})
-	}
-	return c
-}
-
-// fsckResult is what fsck prints as JSON.
-type fsckResult struct {
-	OK             bool           `json:"ok"`
-	HasMetadata    bool           `json:"has_metadata"`
-	ObjectsChecked int            `json:"objects_checked"`
-	ObjectsCorrupt int            `json:"objects_corrupted"`
-	StreamsChecked int            `json:"streams_checked"`
-	StreamsCorrupt int            `json:"streams_corrupted"`
-	ImagesChecked  int            `json:"images_checked"`
-	ImagesCorrupt  int            `json:"images_corrupted"`
-	BrokenLinks    int            `json:"broken_links"`
-	MissingObjects int            `json:"missing_objects"`
-	Errors         []string       `json:"errors"`
-	VerityRequired bool           `json:"verity_required"`
-	MetadataOnly   bool           `json:"metadata_only"`
-	Findings       []repo.Finding `json:"findings"`
-}
-
-// errCorrupt ends fsck with exit code 1 after the findings have been printed.
-var errCorrupt = errors.New("the repository is damaged, see above")
-
-func (a *app) fsckCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "fsck",
-		Short: "Check the repository",
-		Long: `Check that every object has the content that its name says, and that images, streams and refs lead to what is there.
-
-The exit code is 1 if something is wrong; with --json it is 0 if the check itself could be done.`,
-		Example: `  composefs-boot --repo r fsck
-  composefs-boot --repo r fsck --metadata-only --json`,
-		Args: exactly(0),
-	}
-	metadata := c.Flags().Bool("metadata-only", false, "do not look at the content of objects")
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		return a.withRepo(func(r *repo.Repo) error {
-			var checked atomic.Int64
-			p := a.startProgress(func() progressEvent { return progressEvent{What: "checking", Files: checked.Load()} })
-			report, err := r.Fsck(c.Context(), repo.FsckOptions{MetadataOnly: *metadata, Lock: a.lock(), Checked: &checked})
-			p.end()
-			if err != nil {
-				return err
-			}
-			if a.json {
-				result := fsckResult{OK: report.OK(), HasMetadata: true, ObjectsChecked: report.Objects, ObjectsCorrupt: report.ObjectsBad,
-					StreamsChecked: report.Streams, StreamsCorrupt: report.StreamsBad, ImagesChecked: report.Images,
-					ImagesCorrupt: report.ImagesBad, BrokenLinks: report.BrokenLinks, MissingObjects: report.MissingObjects,
-					Errors: []string{}, VerityRequired: r.RequiresVerity(), MetadataOnly: *metadata, Findings: []repo.Finding{}}
-				for _, f := range report.Findings {
-					result.Errors = append(result.Errors, f.String())
-					result.Findings = append(result.Findings, f)
-				}
-				return printJSON(a.out, result)
-			}
-			fmt.Fprintln(a.out, "meta.json: ok")
-			for _, kind := range []struct {
-				name       string
-				total, bad int
-			}{{"objects", report.Objects, report.ObjectsBad}, {"streams", report.Streams, report.StreamsBad},
-				{"images", report.Images, report.ImagesBad}} {
-				fmt.Fprintf(a.out, "%s: %d/%d ok\n", kind.name, kind.total-kind.bad, kind.total)
-			}
-			if report.BrokenLinks > 0 {
-				fmt.Fprintln(a.out, "broken symlinks:", report.BrokenLinks)
-			}
-			if report.MissingObjects > 0 {
-				fmt.Fprintln(a.out, "missing objects:", report.MissingObjects)
-			}
-			if report.OK() {
-				fmt.Fprintln(a.out, "status: ok")
-				return nil
-			}
-			fmt.Fprintf(a.out, "status: %d error(s)\n", len(report.Findings))
-			for _, f := range report.Findings {
-				fmt.Fprintln(a.out, "  -", f)
-			}
-			return fmt.Errorf("%s: %w", r.Path(), errCorrupt)
 		})
 	}
 	return c

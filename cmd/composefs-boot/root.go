@@ -27,6 +27,7 @@ type app struct {
 	hash          string
 	format        string
 	requireVerity bool
+	noUpgrade     bool
 	noRepo        bool
 	json          bool
 	quiet         bool
@@ -67,6 +68,7 @@ answers to the name cfsctl. For the C tools there are mkcomposefs, composefs-inf
 	f.StringVar(&a.hash, "hash", "", "digest `ALGORITHM`: sha256 or sha512 [default: that of the repository, or sha512]")
 	f.StringVar(&a.format, "erofs-version", "", "image `FORMAT`: 0, 1 or 2 [default: that of the repository, or 1]")
 	f.BoolVar(&a.requireVerity, "require-verity", false, "an error if the repository does not require fs-verity")
+	f.BoolVar(&a.noUpgrade, "no-upgrade", false, "an error for a repository without meta.json, which is written otherwise")
 	f.BoolVar(&a.noRepo, "no-repo", false, "use no repository, for commands that need none")
 	f.BoolVar(&a.json, "json", false, "print the result as JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "print no progress")
@@ -110,7 +112,7 @@ func (a *app) open() (*repo.Repo, error) {
 	if err != nil {
 		return nil, err
 	}
-	return repo.Open(path, repo.Options{RequireVerity: a.requireVerity})
+	return repo.Open(path, repo.Options{RequireVerity: a.requireVerity, Upgrade: !a.noUpgrade})
 }
 
 // checkHash tells whether a repository has the digests that --hash says, for commands that use its objects.
