@@ -78,6 +78,9 @@ algorithms, only the sizes of contents are compared.`,
 	return c
 }
 
+// anyTree is what a side may be, besides an image of the repository.
+const anyTree = "directory, image file or dumpfile"
+
 // side is one of the two trees.
 type side struct {
 	name string
@@ -122,12 +125,12 @@ func (a *app) readSide(s *side) error {
 	info, err := os.Stat(s.name)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		r, err := a.repositoryWith(s.name)
+		r, err := a.repositoryWith(s.name, anyTree)
 		if err != nil {
 			return err
 		}
 		defer r.Close()
-		f, err := openNamed(r, s.name)
+		f, err := openNamed(r, s.name, anyTree)
 		if err != nil {
 			return err
 		}

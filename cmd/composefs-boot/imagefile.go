@@ -40,17 +40,17 @@ func (a *app) openImage(name, objectsDir string) (*image, error) {
 func (i *image) open(a *app, objectsDir string) error {
 	info, err := os.Stat(i.name)
 	switch {
-	case errors.Is(err, os.ErrNotExist):
-		if i.objects.repo, err = a.repositoryWith(i.name); err != nil {
+	case errors.Is(err, os.ErrNotExist), err == nil && info.IsDir():
+		if i.objects.repo, err = a.repositoryWith(i.name, "image file"); err != nil {
 			return err
 		}
-		if i.file, err = openNamed(i.objects.repo, i.name); err != nil {
+		if i.file, err = openNamed(i.objects.repo, i.name, "image file"); err != nil {
 			return err
 		}
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s: not a regular file: want an image file, or a ref or digest of the repository", i.name)
+		return fmt.Errorf("%s: not a regular file: want an image file, a ref or a digest", i.name)
 	default:
 		if i.file, err = os.Open(i.name); err != nil {
 			return err
@@ -95,11 +95,11 @@ func (i *image) tree() (*fstree.Tree, error) {
 	return tree, nil
 }
 
-// repositoryWith opens the repository to look for an image in, whose name is no file.
-func (a *app) repositoryWith(name string) (*repo.Repo, error) {
+// repositoryWith opens the repository to look for an image in, after what was looked for first is not there.
+func (a *app) repositoryWith(name, first string) (*repo.Repo, error) {
 	r, err := a.open()
 	if err != nil {
-		return nil, fmt.Errorf("%s: no such file, and no repository that could have an image of that name: %w", name, err)
+		return nil, fmt.Errorf("%s: no such %s, and no repository with an image of that name: %w", name, first, err)
 	}
 	if err := a.checkHash(r); err != nil {
 		r.Close()
@@ -109,7 +109,7 @@ func (a *app) repositoryWith(name string) (*repo.Repo, error) {
 }
 
 // openNamed opens an image of the repository.
-func openNamed(r *repo.Repo, name string) (*os.File, error) {
+func openNamed(r *repo.Repo, name, first string) (*os.File, error) {
 	_, err := r.ImageDigest(name)
 	if err == nil {
 		var f *os.File
@@ -120,7 +120,7 @@ func openNamed(r *repo.Repo, name string) (*os.File, error) {
 			return nil, err
 		}
 	}
-	return nil, fmt.Errorf("%s: no such file, and no image of that name in the repository %s (see: images): %w", name, r.Path(), err)
+	return nil, fmt.Errorf("%s: no such %s, and no image of that name in the repository %s (see: images): %w", name, first, r.Path(), err)
 }
 
 // objects opens the contents that an image does not have itself, and lets none pass that has another digest than the image
