@@ -185,38 +185,53 @@ time under the name cfsctl. Nothing is removed if an image or stream cannot be r
 }
 
 func (a *app) catCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "cat NAME",
-		Short:   "Print what a stream was made from",
-		Long:    "Put the file of which a splitstream is the split form together again and print it. NAME is that of the stream, or of a ref with \"refs/\" before it.",
-		Example: "  composefs-boot --repo r cat oci-config-sha256:DIGEST",
-		Args:    exactly(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.withRepo(func(r *repo.Repo) error {
-				d, err := r.StreamObject(args[0])
-				if err != nil {
-					return err
-				}
-				f, err := r.OpenObject(d)
-				if err != nil {
-					return err
-				}
-				defer f.Close()
-				if err := r.Verify(f, d); err != nil {
-					return fmt.Errorf("stream %q: %w", args[0], err)
-				}
-				info, err := f.Stat()
-				if err != nil {
-					return err
-				}
-				s, err := splitstream.Open(f, info.Size(), r.Algorithm())
-				if err != nil {
-					return fmt.Errorf("stream %q: %w", args[0], err)
-				}
-				return s.WriteTo(a.out, func(d fsverity.Digest) (io.ReadCloser, error) { return r.OpenObject(d) })
-			})
-		},
+	c := &cobra.Command{
+		Use:   "cat NAME | cat IMAGE PATH...",
+		Short: "Print what a stream was made from, or files of an image",
+		Long: `With one argument: put the file of which a splitstream is the split form together again and print it. NAME is that of the
+stream, or of a ref with "refs/" before it.
+
+With more: print files of an image, without mounting it. IMAGE is an image file, or else a ref or digest of the repository.
+Symbolic links lead to files of the image. A content outside of the image is verified before the first byte of it is printed.`,
+		Example: `  composefs-boot --repo r cat oci-config-sha256:DIGEST
+  composefs-boot --repo r cat my-os /etc/os-release
+  composefs-boot cat --objects r/objects my-os.erofs /usr/bin/bash > bash`,
+		Args: between(1, 1<<20),
 	}
+	objects := c.Flags().String("objects", "", "the `DIRECTORY` of objects of an image [default: that of the repository]")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		if len(args) == 1 {
+			return a.catStream(args[0])
+		}
+		return a.catFiles(args[0], *objects, args[1:])
+	}
+	return c
+}
+
+func (a *app) catStream(name string) error {
+	return a.withRepo(func(r *repo.Repo) error {
+		d, err := r.StreamObject(name)
+		if err != nil {
+			return err
+		}
+		f, err := r.OpenObject(d)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := r.Verify(f, d); err != nil {
+			return fmt.Errorf("stream %q: %w", name, err)
+		}
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		s, err := splitstream.Open(f, info.Size(), r.Algorithm())
+		if err != nil {
+			return fmt.Errorf("stream %q: %w", name, err)
+		}
+		return s.WriteTo(a.out, func(d fsverity.Digest) (io.ReadCloser, error) { return r.OpenObject(d) })
+	})
 }
 
 func (a *app) transactionCommand() *cobra.Command {
