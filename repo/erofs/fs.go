@@ -34,12 +34,22 @@ func NewFS(r io.ReaderAt, size int64) (*FS, error) {
 	return &FS{img: img}, nil
 }
 
+func (f *FS) inode(nid uint64) (*rawInode, error) {
+	raw, err := f.img.inode(nid)
+	return &raw, err
+}
+
+func (f *FS) build(raw *rawInode) (*fstree.Inode, error) {
+	inode := &fstree.Inode{}
+	return inode, f.img.build(raw, inode, &fstree.Object{})
+}
+
 // lookup finds the inode of a path. Symbolic links on its way are followed inside of the image, and the last one if
 // follow is set. The caller holds the lock.
 func (f *FS) lookup(name string, follow bool) (*rawInode, error) {
 	rest := strings.Split(name, "/")
 	at := "." // where raw is: a path without symbolic links
-	raw, err := f.img.inode(f.img.root)
+	raw, err := f.inode(f.img.root)
 	for links := 0; err == nil && len(rest) > 0; {
 		part := rest[0]
 		rest = rest[1:]
@@ -67,7 +77,7 @@ func (f *FS) lookup(name string, follow bool) (*rawInode, error) {
 		}
 		rest = append(strings.Split(way, "/"), rest...)
 		at = "."
-		if raw, err = f.img.inode(f.img.root); err != nil {
+		if raw, err = f.inode(f.img.root); err != nil {
 			return nil, err
 		}
 	}
@@ -84,7 +94,7 @@ func (f *FS) child(dir *rawInode, name string) (*rawInode, error) {
 	}
 	for _, e := range entries {
 		if e.name == name {
-			return f.img.inode(e.nid)
+			return f.inode(e.nid)
 		}
 	}
 	return nil, fs.ErrNotExist
@@ -99,7 +109,7 @@ func (f *FS) stat(op, name string, follow bool) (*fileInfo, error) {
 	raw, err := f.lookup(name, follow)
 	if err == nil {
 		var inode *fstree.Inode
-		if inode, err = f.img.build(raw); err == nil {
+		if inode, err = f.build(raw); err == nil {
 			return &fileInfo{path.Base(name), inode, raw}, nil
 		}
 	}
@@ -158,11 +168,11 @@ func (f *FS) ReadDir(name string) ([]fs.DirEntry, error) {
 		if e.name == "." || e.name == ".." {
 			continue
 		}
-		raw, err := f.img.inode(e.nid)
+		raw, err := f.inode(e.nid)
 		if err != nil {
 			return nil, &fs.PathError{Op: "readdir", Path: path.Join(name, e.name), Err: err}
 		}
-		child, err := f.img.build(raw)
+		child, err := f.build(raw)
 		if err != nil {
 			return nil, &fs.PathError{Op: "readdir", Path: path.Join(name, e.name), Err: err}
 		}

@@ -1,6 +1,7 @@
 package erofs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,11 +23,16 @@ type reader struct {
 	buildTime  fstree.Time
 	xattrStart int64 // of the shared attributes' table
 
-	mu     sync.Mutex
-	pages  map[int64][]byte
-	shared map[int64]fstree.Xattr
-	budget int64 // bytes that may still be read
-	limit  bool  // whether budget counts
+	mu       sync.Mutex
+	pages    map[int64][]byte
+	last     []byte // the page that was used last
+	lastAt   int64  // its number
+	shared   map[int64]fstree.Xattr
+	scratch  []byte // the attributes of an inode
+	redirect []byte // the path of its object
+	lastList []fstree.Xattr
+	budget   int64 // bytes that may still be read
+	limit    bool  // whether budget counts
 }
 
 const (
@@ -37,7 +43,7 @@ const (
 var le = binary.LittleEndian
 
 func newReader(r io.ReaderAt, size int64) (*reader, error) {
-	img := &reader{r: r, size: size, pages: map[int64][]byte{}, shared: map[int64]fstree.Xattr{}}
+	img := &reader{r: r, size: size, pages: map[int64][]byte{}, lastAt: -1, shared: map[int64]fstree.Xattr{}}
 	head, err := img.bytes(0, superOffset+superSize)
 	if err != nil {
 		return nil, fmt.Errorf("not an image: %w", err)
@@ -74,6 +80,15 @@ func newReader(r io.ReaderAt, size int64) (*reader, error) {
 	return img, nil
 }
 
+// inodeCount returns how many inodes there are, as a hint: what the superblock says, and at most what could be.
+func (img *reader) inodeCount() int {
+	head, err := img.bytes(superOffset+16, 8)
+	if err != nil {
+		return 0
+	}
+	return int(min(le.Uint64(head), uint64(img.size/(2*slotSize))))
+}
+
 // bytes returns part of the image. The slice is valid until the next call, and not to be changed.
 func (img *reader) bytes(pos, n int64) ([]byte, error) {
 	if pos < 0 || n < 0 || n > img.size || pos > img.size-n {
@@ -104,7 +119,11 @@ func (img *reader) bytes(pos, n int64) ([]byte, error) {
 }
 
 func (img *reader) page(k int64) ([]byte, error) {
+	if k == img.lastAt {
+		return img.last, nil
+	}
 	if page, ok := img.pages[k]; ok {
+		img.last, img.lastAt = page, k
 		return page, nil
 	}
 	if len(img.pages) == maxPages {
@@ -121,6 +140,7 @@ func (img *reader) page(k int64) ([]byte, error) {
 		return nil, fmt.Errorf("reading the image at offset %d: %w", k*pageSize, err)
 	}
 	img.pages[k] = page
+	img.last, img.lastAt = page, k
 	return page, nil
 }
 
@@ -139,21 +159,21 @@ type rawInode struct {
 	tail   int64 // position of what follows the attributes
 }
 
-func (img *reader) inode(nid uint64) (*rawInode, error) {
+func (img *reader) inode(nid uint64) (i rawInode, err error) {
 	if nid > uint64(img.size)/slotSize {
-		return nil, fmt.Errorf("inode %d: past the end of the image", nid)
+		return i, fmt.Errorf("inode %d: past the end of the image", nid)
 	}
 	pos := int64(nid * slotSize)
 	b, err := img.bytes(pos, compactSize)
 	if err != nil {
-		return nil, fmt.Errorf("inode %d: %w", nid, err)
+		return i, fmt.Errorf("inode %d: %w", nid, err)
 	}
 	format := le.Uint16(b)
-	i := &rawInode{nid: nid, layout: format >> 1 & 7}
+	i.nid, i.layout = nid, format>>1&7
 	icount := int64(le.Uint16(b[2:]))
 	i.mode = uint32(le.Uint16(b[4:]))
 	if format&^0xf != 0 || i.layout != layoutPlain && i.layout != layoutInline && i.layout != layoutChunks {
-		return nil, fmt.Errorf("inode %d at offset %d: unknown format %#x", nid, pos, format)
+		return i, fmt.Errorf("inode %d at offset %d: unknown format %#x", nid, pos, format)
 	}
 	if format&1 == 0 {
 		i.nlink = uint32(le.Uint16(b[6:]))
@@ -165,7 +185,7 @@ func (img *reader) inode(nid uint64) (*rawInode, error) {
 		i.xattrs = pos + compactSize
 	} else {
 		if b, err = img.bytes(pos, extendedSize); err != nil {
-			return nil, fmt.Errorf("inode %d: %w", nid, err)
+			return i, fmt.Errorf("inode %d: %w", nid, err)
 		}
 		i.size = le.Uint64(b[8:])
 		i.union = le.Uint32(b[16:])
@@ -180,74 +200,108 @@ func (img *reader) inode(nid uint64) (*rawInode, error) {
 		i.tail += xattrHeaderSize + (icount-1)*4
 	}
 	if i.mtime.Nsec > 999_999_999 {
-		return nil, fmt.Errorf("inode %d at offset %d: %d nanoseconds", nid, pos, i.mtime.Nsec)
+		return i, fmt.Errorf("inode %d at offset %d: %d nanoseconds", nid, pos, i.mtime.Nsec)
 	}
 	return i, nil
 }
 
-// attributes returns an inode's attributes as they stand in the image.
-func (img *reader) attributes(i *rawInode) ([]fstree.Xattr, error) {
+// attributes calls f for an inode's attributes as they stand in the image. The value is valid until f returns.
+func (img *reader) attributes(i *rawInode, f func(name attrName, value []byte) error) error {
 	if i.tail == i.xattrs {
-		return nil, nil
+		return nil
 	}
 	b, err := img.bytes(i.xattrs, i.tail-i.xattrs)
 	if err != nil {
-		return nil, fmt.Errorf("attributes: %w", err)
+		return fmt.Errorf("attributes: %w", err)
 	}
-	b = append([]byte(nil), b...) // reading shared attributes makes b invalid
 	count := int(b[4])
 	if len(b) < xattrHeaderSize+4*count {
-		return nil, fmt.Errorf("attributes at offset %d: %d shared ones do not fit", i.xattrs, count)
+		return fmt.Errorf("attributes at offset %d: %d shared ones do not fit", i.xattrs, count)
 	}
-	var xattrs []fstree.Xattr
+	img.scratch = append(img.scratch[:0], b...) // reading shared attributes makes b invalid
+	b = img.scratch
 	for k := range count {
-		pos := img.xattrStart + int64(le.Uint32(b[xattrHeaderSize+4*k:]))*4
-		x, ok := img.shared[pos]
-		if !ok {
-			head, err := img.bytes(pos, 4)
-			if err != nil {
-				return nil, fmt.Errorf("shared attribute: %w", err)
-			}
-			body, err := img.bytes(pos, 4+int64(head[0])+int64(le.Uint16(head[2:])))
-			if err != nil {
-				return nil, fmt.Errorf("shared attribute: %w", err)
-			}
-			if x, _, err = parseAttr(body); err != nil {
-				return nil, fmt.Errorf("shared attribute at offset %d: %w", pos, err)
-			}
-			img.shared[pos] = x
+		x, err := img.sharedAttr(img.xattrStart + int64(le.Uint32(b[xattrHeaderSize+4*k:]))*4)
+		if err != nil {
+			return fmt.Errorf("shared attribute: %w", err)
 		}
-		xattrs = append(xattrs, x)
+		if err := f(attrName{whole: x.Name}, x.Value); err != nil {
+			return err
+		}
 	}
 	for rest := b[xattrHeaderSize+4*count:]; len(rest) > 0; {
-		x, n, err := parseAttr(rest)
-		if err != nil {
-			return nil, fmt.Errorf("attributes at offset %d: %w", i.tail-int64(len(rest)), err)
+		name, value, n, err := parseAttr(rest)
+		if err == nil {
+			err = f(name, value)
 		}
-		xattrs = append(xattrs, x)
+		if err != nil {
+			return fmt.Errorf("attributes at offset %d: %w", i.tail-int64(len(rest)), err)
+		}
 		rest = rest[min(align(uint64(n), 4), uint64(len(rest))):]
 	}
-	return xattrs, nil
+	return nil
+}
+
+func (img *reader) sharedAttr(pos int64) (fstree.Xattr, error) {
+	if x, ok := img.shared[pos]; ok {
+		return x, nil
+	}
+	head, err := img.bytes(pos, 4)
+	if err != nil {
+		return fstree.Xattr{}, err
+	}
+	body, err := img.bytes(pos, 4+int64(head[0])+int64(le.Uint16(head[2:])))
+	if err != nil {
+		return fstree.Xattr{}, err
+	}
+	name, value, _, err := parseAttr(body)
+	if err != nil {
+		return fstree.Xattr{}, fmt.Errorf("at offset %d: %w", pos, err)
+	}
+	x := fstree.Xattr{Name: name.String(), Value: bytes.Clone(value)}
+	img.shared[pos] = x
+	return x, nil
+}
+
+// attrName is the name of an attribute: a prefix and the rest as it stands in the image, or the whole.
+type attrName struct {
+	whole  string
+	prefix byte
+	rest   []byte
+}
+
+func (n attrName) String() string {
+	if n.rest == nil {
+		return n.whole
+	}
+	return prefixes[n.prefix] + string(n.rest)
+}
+
+// is reports whether this is the name of an attribute that begins with "trusted.".
+func (n attrName) is(name string) bool {
+	if n.rest == nil {
+		return n.whole == name
+	}
+	return n.prefix == 4 && string(n.rest) == name[len("trusted."):]
 }
 
 // parseAttr reads the attribute that b begins with, and returns how many bytes it takes.
-func parseAttr(b []byte) (fstree.Xattr, int, error) {
+func parseAttr(b []byte) (name attrName, value []byte, size int, err error) {
 	if len(b) < 4 {
-		return fstree.Xattr{}, 0, errors.New("cut off")
+		return name, nil, 0, errors.New("cut off")
 	}
 	nameEnd := 4 + int(b[0])
 	end := nameEnd + int(le.Uint16(b[2:]))
 	if len(b) < end {
-		return fstree.Xattr{}, 0, errors.New("cut off")
+		return name, nil, 0, errors.New("cut off")
 	}
 	if int(b[1]) >= len(prefixes) {
-		return fstree.Xattr{}, 0, fmt.Errorf("name prefix %d is unknown", b[1])
+		return name, nil, 0, fmt.Errorf("name prefix %d is unknown", b[1])
 	}
-	name := prefixes[b[1]] + string(b[4:nameEnd])
-	if name == "" {
-		return fstree.Xattr{}, 0, errors.New("no name")
+	if prefixes[b[1]] == "" && nameEnd == 4 {
+		return name, nil, 0, errors.New("no name")
 	}
-	return fstree.Xattr{Name: name, Value: append([]byte(nil), b[nameEnd:end]...)}, end, nil
+	return attrName{prefix: b[1], rest: b[4:nameEnd:nameEnd]}, b[nameEnd:end], end, nil
 }
 
 // data returns the content of a directory, symlink or inline file of at most limit bytes.

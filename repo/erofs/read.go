@@ -1,10 +1,12 @@
 package erofs
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
@@ -23,7 +25,7 @@ func Read(r io.ReaderAt, size int64) (*fstree.Tree, Format, error) {
 	}
 	// Inodes are read in two steps, of which the first is counted twice.
 	img.limit, img.budget = true, 2*size
-	t := &treeReader{reader: img, inodes: map[uint64]*fstree.Inode{}}
+	t := &treeReader{reader: img, inodes: make(map[uint64]*fstree.Inode, img.inodeCount())}
 	root, _, err := t.load(img.root)
 	if err == nil && root.Dir() == nil {
 		err = errors.New("not a directory")
@@ -58,7 +60,9 @@ func inPath(path string, err error) error {
 
 type treeReader struct {
 	*reader
-	inodes map[uint64]*fstree.Inode
+	inodes  map[uint64]*fstree.Inode
+	spare   []fstree.Inode
+	objects []fstree.Object
 }
 
 // load reads an inode, once.
@@ -70,8 +74,20 @@ func (t *treeReader) load(nid uint64) (inode *fstree.Inode, again bool, err erro
 	if err != nil {
 		return nil, false, err
 	}
-	if inode, err = t.build(raw); err != nil {
+	// Many at a time; an object that is not used is left for the next inode.
+	if len(t.spare) == 0 {
+		t.spare, t.objects = make([]fstree.Inode, 128), make([]fstree.Object, 128)
+	}
+	inode = &t.spare[0]
+	t.spare = t.spare[1:]
+	object := &t.objects[0]
+	if err := t.build(&raw, inode, object); err != nil {
 		return nil, false, err
+	}
+	if inode.Content == fstree.Content(object) {
+		t.objects = t.objects[1:]
+	} else {
+		*object = fstree.Object{}
 	}
 	t.inodes[nid] = inode
 	return inode, false, nil
@@ -86,7 +102,7 @@ func (t *treeReader) directory(path string, nid, parent uint64, inode *fstree.In
 	if err != nil {
 		return inPath(path, err)
 	}
-	entries, err := t.entries(raw)
+	entries, err := t.entries(&raw)
 	if err != nil {
 		return inPath(path, err)
 	}
@@ -105,26 +121,26 @@ func (t *treeReader) directory(path string, nid, parent uint64, inode *fstree.In
 			dots++
 			continue
 		}
-		childPath := path + "/" + e.name
 		if err := fstree.CheckName(e.name); err != nil {
 			return inPath(path, err)
 		}
 		child, again, err := t.load(e.nid)
 		if err != nil {
-			return inPath(childPath, err)
+			return inPath(path+"/"+e.name, err)
 		}
 		if child.Dir() != nil {
 			if again {
-				return inPath(childPath, errors.New("a directory that has another name"))
+				return inPath(path+"/"+e.name, errors.New("a directory that has another name"))
 			}
 			subdirs++
-			if err := t.directory(childPath, e.nid, nid, child, depth+1); err != nil {
+			if err := t.directory(path+"/"+e.name, e.nid, nid, child, depth+1); err != nil {
 				return err
 			}
 		}
 		whiteout := t.format != V2 && isWhiteout(child) && e.fileType == ftRegular
-		if want := (&node{inode: child, escaped: whiteout}).fileType(); want != e.fileType {
-			return inPath(childPath, fmt.Errorf("file type %d in the directory, %d in the inode", e.fileType, want))
+		n := node{inode: child, escaped: whiteout}
+		if want := n.fileType(); want != e.fileType {
+			return inPath(path+"/"+e.name, fmt.Errorf("file type %d in the directory, %d in the inode", e.fileType, want))
 		}
 		if e.fileType == ftChar && t.format != V2 && path == "" && hides(e.name, child, inode) {
 			continue
@@ -164,45 +180,62 @@ func unmark(dir *fstree.Inode, f Format) {
 }
 
 // build makes an inode of a tree; directories are empty.
-func (img *reader) build(raw *rawInode) (*fstree.Inode, error) {
-	attrs, err := img.attributes(raw)
-	if err != nil {
-		return nil, err
-	}
-	i := &fstree.Inode{Perm: raw.mode & 0o7777, UID: raw.uid, GID: raw.gid, Nlink: raw.nlink, Mtime: raw.mtime}
-	object := &fstree.Object{Size: raw.size}
-	redirect := ""
-	for _, x := range attrs {
-		rest, overlay := strings.CutPrefix(x.Name, overlayPrefix)
-		escaped, isEscaped := strings.CutPrefix(x.Name, escapedPrefix)
+func (img *reader) build(raw *rawInode, i *fstree.Inode, object *fstree.Object) error {
+	i.Perm, i.UID, i.GID, i.Nlink, i.Mtime = raw.mode&0o7777, raw.uid, raw.gid, raw.nlink, raw.mtime
+	object.Size = raw.size
+	var redirect []byte
+	hasRedirect := false
+	var xattrs []fstree.Xattr
+	err := img.attributes(raw, func(name attrName, value []byte) (err error) {
 		switch {
-		case isEscaped:
+		case name.is(xattrMetacopy):
+			object.Digest, err = parseMetacopy(value)
+			return err
+		case name.is(xattrRedirect):
+			redirect, hasRedirect = append(img.redirect[:0], value...), true
+			img.redirect = redirect
+			return nil
+		}
+		x := fstree.Xattr{Name: name.whole, Value: value}
+		if name.rest != nil {
+			x = fstree.Xattr{Name: name.String(), Value: bytes.Clone(value)}
+		}
+		if escaped, ok := strings.CutPrefix(x.Name, escapedPrefix); ok {
 			x.Name = overlayPrefix + escaped
-		case overlay && rest == "metacopy":
-			if object.Digest, err = parseMetacopy(x.Value); err != nil {
-				return nil, err
-			}
-			continue
-		case overlay && rest == "redirect":
-			redirect = string(x.Value)
-			continue
-		case overlay:
-			continue // the root's opaque, and what overlayfs alone reads
+		} else if strings.HasPrefix(x.Name, overlayPrefix) {
+			return nil // the root's opaque, and what overlayfs alone reads
 		}
-		if _, twice := i.Xattr(x.Name); twice {
-			return nil, fmt.Errorf("attribute %q twice", x.Name)
-		}
-		i.SetXattr(x.Name, x.Value)
+		xattrs = append(xattrs, x)
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	if i.Content, err = img.content(raw, object, redirect); err != nil {
-		return nil, err
+	slices.SortFunc(xattrs, func(a, b fstree.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	for k := range xattrs[min(1, len(xattrs)):] {
+		if xattrs[k].Name == xattrs[k+1].Name {
+			return fmt.Errorf("attribute %q twice", xattrs[k].Name)
+		}
+	}
+	i.Xattrs = img.sameList(xattrs)
+	if i.Content, err = img.content(raw, object, redirect, hasRedirect && len(redirect) > 0); err != nil {
+		return err
 	}
 	if img.format != V2 && escapedWhiteout(i) {
 		i.RemoveXattr(overlayPrefix + "whiteout")
 		i.RemoveXattr(xattrWhiteoutUser)
 		i.Content = fstree.Device{}
 	}
-	return i, nil
+	return nil
+}
+
+// sameList returns the list that the last inode had, if it is the same: most inodes have one label, and their neighbour's.
+func (img *reader) sameList(list []fstree.Xattr) []fstree.Xattr {
+	same := slices.EqualFunc(list, img.lastList, func(a, b fstree.Xattr) bool { return a.Name == b.Name && bytes.Equal(a.Value, b.Value) })
+	if !same {
+		img.lastList = list
+	}
+	return img.lastList
 }
 
 func escapedWhiteout(i *fstree.Inode) bool {
@@ -212,13 +245,13 @@ func escapedWhiteout(i *fstree.Inode) bool {
 	return one && two && empty && len(inline) == 0
 }
 
-func (img *reader) content(raw *rawInode, object *fstree.Object, redirect string) (fstree.Content, error) {
+func (img *reader) content(raw *rawInode, object *fstree.Object, redirect []byte, hasRedirect bool) (fstree.Content, error) {
 	switch raw.mode & fstree.TypeMask {
 	case fstree.TypeDir:
 		return &fstree.Directory{}, nil
 	case fstree.TypeRegular:
 		if raw.layout != layoutChunks {
-			if redirect != "" || !object.Digest.IsZero() {
+			if hasRedirect || !object.Digest.IsZero() {
 				return nil, errors.New("a file with data in the image and outside of it")
 			}
 			data, err := img.data(raw, maxInline)
@@ -227,14 +260,16 @@ func (img *reader) content(raw *rawInode, object *fstree.Object, redirect string
 		if raw.size == 0 || chunkCount(raw.size) > maxChunks {
 			return nil, fmt.Errorf("a list of chunks for a file of %d bytes", raw.size)
 		}
-		if redirect != "" {
-			path, ok := strings.CutPrefix(redirect, "/")
+		if hasRedirect {
+			var room [2*64 + 2]byte
+			if !object.Digest.IsZero() && string(redirect) == string(appendRedirect(room[:0], object.Digest)) {
+				return object, nil
+			}
+			path, ok := strings.CutPrefix(string(redirect), "/")
 			if !ok || path == "" {
 				return nil, fmt.Errorf("redirect to %q: want an absolute path", redirect)
 			}
-			if path != object.Digest.ObjectPath() {
-				object.Path = path
-			}
+			object.Path = path
 		} else if !object.Digest.IsZero() {
 			return nil, errors.New("a digest without the path of an object")
 		}
