@@ -1483,12 +1483,12 @@ message:
 	VPSLLD       $0x1a, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y4, Y10
+	VPSLLD       $0x15, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y4, Y10
+	VPSLLD       $0x07, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -1500,12 +1500,12 @@ message:
 	VPSLLD       $0x1e, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y0, Y13
+	VPSLLD       $0x13, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y0, Y13
+	VPSLLD       $0x0a, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -1519,12 +1519,12 @@ message:
 	VPSLLD       $0x1a, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y3, Y10
+	VPSLLD       $0x15, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y3, Y10
+	VPSLLD       $0x07, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -1536,12 +1536,12 @@ message:
 	VPSLLD       $0x1e, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y7, Y13
+	VPSLLD       $0x13, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y7, Y13
+	VPSLLD       $0x0a, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -1555,12 +1555,12 @@ message:
 	VPSLLD       $0x1a, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y2, Y10
+	VPSLLD       $0x15, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y2, Y10
+	VPSLLD       $0x07, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -1572,12 +1572,12 @@ message:
 	VPSLLD       $0x1e, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y6, Y13
+	VPSLLD       $0x13, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y6, Y13
+	VPSLLD       $0x0a, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -1591,12 +1591,12 @@ message:
 	VPSLLD       $0x1a, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y1, Y10
+	VPSLLD       $0x15, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y1, Y10
+	VPSLLD       $0x07, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -1608,12 +1608,12 @@ message:
 	VPSLLD       $0x1e, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y5, Y13
+	VPSLLD       $0x13, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y5, Y13
+	VPSLLD       $0x0a, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -1627,12 +1627,12 @@ message:
 	VPSLLD       $0x1a, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y0, Y10
+	VPSLLD       $0x15, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y0, Y10
+	VPSLLD       $0x07, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -1644,12 +1644,12 @@ message:
 	VPSLLD       $0x1e, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y4, Y13
+	VPSLLD       $0x13, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y4, Y13
+	VPSLLD       $0x0a, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -1663,12 +1663,12 @@ message:
 	VPSLLD       $0x1a, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y7, Y10
+	VPSLLD       $0x15, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y7, Y10
+	VPSLLD       $0x07, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -1680,12 +1680,12 @@ message:
 	VPSLLD       $0x1e, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y3, Y13
+	VPSLLD       $0x13, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y3, Y13
+	VPSLLD       $0x0a, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -1699,12 +1699,12 @@ message:
 	VPSLLD       $0x1a, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y6, Y10
+	VPSLLD       $0x15, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y6, Y10
+	VPSLLD       $0x07, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -1716,12 +1716,12 @@ message:
 	VPSLLD       $0x1e, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y2, Y13
+	VPSLLD       $0x13, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y2, Y13
+	VPSLLD       $0x0a, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -1735,12 +1735,12 @@ message:
 	VPSLLD       $0x1a, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y5, Y10
+	VPSLLD       $0x15, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y5, Y10
+	VPSLLD       $0x07, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -1752,12 +1752,12 @@ message:
 	VPSLLD       $0x1e, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y1, Y13
+	VPSLLD       $0x13, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y1, Y13
+	VPSLLD       $0x0a, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -1771,12 +1771,12 @@ message:
 	VPSLLD       $0x1a, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y4, Y10
+	VPSLLD       $0x15, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y4, Y10
+	VPSLLD       $0x07, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -1788,12 +1788,12 @@ message:
 	VPSLLD       $0x1e, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y0, Y13
+	VPSLLD       $0x13, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y0, Y13
+	VPSLLD       $0x0a, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -1807,12 +1807,12 @@ message:
 	VPSLLD       $0x1a, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y3, Y10
+	VPSLLD       $0x15, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y3, Y10
+	VPSLLD       $0x07, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -1824,12 +1824,12 @@ message:
 	VPSLLD       $0x1e, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y7, Y13
+	VPSLLD       $0x13, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y7, Y13
+	VPSLLD       $0x0a, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -1843,12 +1843,12 @@ message:
 	VPSLLD       $0x1a, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y2, Y10
+	VPSLLD       $0x15, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y2, Y10
+	VPSLLD       $0x07, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -1860,12 +1860,12 @@ message:
 	VPSLLD       $0x1e, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y6, Y13
+	VPSLLD       $0x13, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y6, Y13
+	VPSLLD       $0x0a, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -1879,12 +1879,12 @@ message:
 	VPSLLD       $0x1a, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y1, Y10
+	VPSLLD       $0x15, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y1, Y10
+	VPSLLD       $0x07, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -1896,12 +1896,12 @@ message:
 	VPSLLD       $0x1e, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y5, Y13
+	VPSLLD       $0x13, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y5, Y13
+	VPSLLD       $0x0a, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -1915,12 +1915,12 @@ message:
 	VPSLLD       $0x1a, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y0, Y10
+	VPSLLD       $0x15, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y0, Y10
+	VPSLLD       $0x07, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -1932,12 +1932,12 @@ message:
 	VPSLLD       $0x1e, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y4, Y13
+	VPSLLD       $0x13, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y4, Y13
+	VPSLLD       $0x0a, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -1951,12 +1951,12 @@ message:
 	VPSLLD       $0x1a, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y7, Y10
+	VPSLLD       $0x15, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y7, Y10
+	VPSLLD       $0x07, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -1968,12 +1968,12 @@ message:
 	VPSLLD       $0x1e, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y3, Y13
+	VPSLLD       $0x13, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y3, Y13
+	VPSLLD       $0x0a, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -1987,12 +1987,12 @@ message:
 	VPSLLD       $0x1a, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y6, Y10
+	VPSLLD       $0x15, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y6, Y10
+	VPSLLD       $0x07, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -2004,12 +2004,12 @@ message:
 	VPSLLD       $0x1e, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y2, Y13
+	VPSLLD       $0x13, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y2, Y13
+	VPSLLD       $0x0a, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -2023,12 +2023,12 @@ message:
 	VPSLLD       $0x1a, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y5, Y10
+	VPSLLD       $0x15, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y5, Y10
+	VPSLLD       $0x07, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -2040,12 +2040,12 @@ message:
 	VPSLLD       $0x1e, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y1, Y13
+	VPSLLD       $0x13, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y1, Y13
+	VPSLLD       $0x0a, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -2064,8 +2064,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2074,8 +2074,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2088,12 +2088,12 @@ rounds:
 	VPSLLD       $0x1a, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y4, Y10
+	VPSLLD       $0x15, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y4, Y10
+	VPSLLD       $0x07, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -2105,12 +2105,12 @@ rounds:
 	VPSLLD       $0x1e, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y0, Y13
+	VPSLLD       $0x13, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y0, Y13
+	VPSLLD       $0x0a, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -2125,8 +2125,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2135,8 +2135,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2149,12 +2149,12 @@ rounds:
 	VPSLLD       $0x1a, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y3, Y10
+	VPSLLD       $0x15, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y3, Y10
+	VPSLLD       $0x07, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -2166,12 +2166,12 @@ rounds:
 	VPSLLD       $0x1e, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y7, Y13
+	VPSLLD       $0x13, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y7, Y13
+	VPSLLD       $0x0a, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -2186,8 +2186,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2196,8 +2196,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2210,12 +2210,12 @@ rounds:
 	VPSLLD       $0x1a, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y2, Y10
+	VPSLLD       $0x15, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y2, Y10
+	VPSLLD       $0x07, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -2227,12 +2227,12 @@ rounds:
 	VPSLLD       $0x1e, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y6, Y13
+	VPSLLD       $0x13, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y6, Y13
+	VPSLLD       $0x0a, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -2247,8 +2247,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2257,8 +2257,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2271,12 +2271,12 @@ rounds:
 	VPSLLD       $0x1a, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y1, Y10
+	VPSLLD       $0x15, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y1, Y10
+	VPSLLD       $0x07, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -2288,12 +2288,12 @@ rounds:
 	VPSLLD       $0x1e, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y5, Y13
+	VPSLLD       $0x13, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y5, Y13
+	VPSLLD       $0x0a, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -2308,8 +2308,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2318,8 +2318,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2332,12 +2332,12 @@ rounds:
 	VPSLLD       $0x1a, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y0, Y10
+	VPSLLD       $0x15, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y0, Y10
+	VPSLLD       $0x07, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -2349,12 +2349,12 @@ rounds:
 	VPSLLD       $0x1e, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y4, Y13
+	VPSLLD       $0x13, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y4, Y13
+	VPSLLD       $0x0a, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -2369,8 +2369,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2379,8 +2379,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2393,12 +2393,12 @@ rounds:
 	VPSLLD       $0x1a, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y7, Y10
+	VPSLLD       $0x15, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y7, Y10
+	VPSLLD       $0x07, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -2410,12 +2410,12 @@ rounds:
 	VPSLLD       $0x1e, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y3, Y13
+	VPSLLD       $0x13, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y3, Y13
+	VPSLLD       $0x0a, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -2430,8 +2430,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2440,8 +2440,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2454,12 +2454,12 @@ rounds:
 	VPSLLD       $0x1a, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y6, Y10
+	VPSLLD       $0x15, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y6, Y10
+	VPSLLD       $0x07, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -2471,12 +2471,12 @@ rounds:
 	VPSLLD       $0x1e, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y2, Y13
+	VPSLLD       $0x13, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y2, Y13
+	VPSLLD       $0x0a, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -2491,8 +2491,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2501,8 +2501,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2515,12 +2515,12 @@ rounds:
 	VPSLLD       $0x1a, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y5, Y10
+	VPSLLD       $0x15, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y5, Y10
+	VPSLLD       $0x07, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -2532,12 +2532,12 @@ rounds:
 	VPSLLD       $0x1e, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y1, Y13
+	VPSLLD       $0x13, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y1, Y13
+	VPSLLD       $0x0a, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -2552,8 +2552,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2562,8 +2562,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2576,12 +2576,12 @@ rounds:
 	VPSLLD       $0x1a, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y4, Y10
+	VPSLLD       $0x15, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y4, Y10
+	VPSLLD       $0x07, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -2593,12 +2593,12 @@ rounds:
 	VPSLLD       $0x1e, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y0, Y13
+	VPSLLD       $0x13, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y0, Y13
+	VPSLLD       $0x0a, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -2613,8 +2613,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2623,8 +2623,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2637,12 +2637,12 @@ rounds:
 	VPSLLD       $0x1a, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y3, Y10
+	VPSLLD       $0x15, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y3, Y10
+	VPSLLD       $0x07, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -2654,12 +2654,12 @@ rounds:
 	VPSLLD       $0x1e, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y7, Y13
+	VPSLLD       $0x13, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y7, Y13
+	VPSLLD       $0x0a, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -2674,8 +2674,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2684,8 +2684,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2698,12 +2698,12 @@ rounds:
 	VPSLLD       $0x1a, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y2, Y10
+	VPSLLD       $0x15, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y2, Y10
+	VPSLLD       $0x07, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -2715,12 +2715,12 @@ rounds:
 	VPSLLD       $0x1e, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y6, Y13
+	VPSLLD       $0x13, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y6, Y13
+	VPSLLD       $0x0a, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -2735,8 +2735,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2745,8 +2745,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2759,12 +2759,12 @@ rounds:
 	VPSLLD       $0x1a, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y1, Y10
+	VPSLLD       $0x15, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y1, Y10
+	VPSLLD       $0x07, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -2776,12 +2776,12 @@ rounds:
 	VPSLLD       $0x1e, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y5, Y13
+	VPSLLD       $0x13, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y5, Y13
+	VPSLLD       $0x0a, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -2796,8 +2796,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2806,8 +2806,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2820,12 +2820,12 @@ rounds:
 	VPSLLD       $0x1a, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y0, Y10
+	VPSLLD       $0x15, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y0, Y10
+	VPSLLD       $0x07, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -2837,12 +2837,12 @@ rounds:
 	VPSLLD       $0x1e, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y4, Y13
+	VPSLLD       $0x13, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y4, Y13
+	VPSLLD       $0x0a, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -2857,8 +2857,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2867,8 +2867,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2881,12 +2881,12 @@ rounds:
 	VPSLLD       $0x1a, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y7, Y10
+	VPSLLD       $0x15, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y7, Y10
+	VPSLLD       $0x07, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -2898,12 +2898,12 @@ rounds:
 	VPSLLD       $0x1e, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y3, Y13
+	VPSLLD       $0x13, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y3, Y13
+	VPSLLD       $0x0a, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -2918,8 +2918,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2928,8 +2928,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -2942,12 +2942,12 @@ rounds:
 	VPSLLD       $0x1a, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y6, Y10
+	VPSLLD       $0x15, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y6, Y10
+	VPSLLD       $0x07, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -2959,12 +2959,12 @@ rounds:
 	VPSLLD       $0x1e, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y2, Y13
+	VPSLLD       $0x13, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y2, Y13
+	VPSLLD       $0x0a, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -2979,8 +2979,8 @@ rounds:
 	VPSLLD       $0x19, Y8, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x12, Y8, Y11
-	VPXOR        Y11, Y10, Y10
-	VPSLLD       $0x0e, Y8, Y11
+	VPSLLD       $0x0e, Y8, Y12
+	VPXOR        Y12, Y11, Y11
 	VPXOR        Y11, Y10, Y10
 	VPSRLD       $0x03, Y8, Y11
 	VPXOR        Y11, Y10, Y10
@@ -2989,8 +2989,8 @@ rounds:
 	VPSLLD       $0x0f, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x13, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLD       $0x0d, Y9, Y11
+	VPSLLD       $0x0d, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLD       $0x0a, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -3003,12 +3003,12 @@ rounds:
 	VPSLLD       $0x1a, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y5, Y10
+	VPSLLD       $0x15, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y5, Y10
+	VPSLLD       $0x07, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -3020,12 +3020,12 @@ rounds:
 	VPSLLD       $0x1e, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y1, Y13
+	VPSLLD       $0x13, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y1, Y13
+	VPSLLD       $0x0a, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -3065,12 +3065,12 @@ padding:
 	VPSLLD       $0x1a, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y4, Y10
+	VPSLLD       $0x15, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y4, Y10
+	VPSLLD       $0x07, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -3082,12 +3082,12 @@ padding:
 	VPSLLD       $0x1e, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y0, Y13
+	VPSLLD       $0x13, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y0, Y13
+	VPSLLD       $0x0a, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -3100,12 +3100,12 @@ padding:
 	VPSLLD       $0x1a, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y3, Y10
+	VPSLLD       $0x15, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y3, Y10
+	VPSLLD       $0x07, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -3117,12 +3117,12 @@ padding:
 	VPSLLD       $0x1e, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y7, Y13
+	VPSLLD       $0x13, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y7, Y13
+	VPSLLD       $0x0a, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -3135,12 +3135,12 @@ padding:
 	VPSLLD       $0x1a, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y2, Y10
+	VPSLLD       $0x15, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y2, Y10
+	VPSLLD       $0x07, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -3152,12 +3152,12 @@ padding:
 	VPSLLD       $0x1e, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y6, Y13
+	VPSLLD       $0x13, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y6, Y13
+	VPSLLD       $0x0a, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -3170,12 +3170,12 @@ padding:
 	VPSLLD       $0x1a, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y1, Y10
+	VPSLLD       $0x15, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y1, Y10
+	VPSLLD       $0x07, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -3187,12 +3187,12 @@ padding:
 	VPSLLD       $0x1e, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y5, Y13
+	VPSLLD       $0x13, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y5, Y13
+	VPSLLD       $0x0a, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -3205,12 +3205,12 @@ padding:
 	VPSLLD       $0x1a, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y0, Y10
+	VPSLLD       $0x15, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y0, Y10
+	VPSLLD       $0x07, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -3222,12 +3222,12 @@ padding:
 	VPSLLD       $0x1e, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y4, Y13
+	VPSLLD       $0x13, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y4, Y13
+	VPSLLD       $0x0a, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -3240,12 +3240,12 @@ padding:
 	VPSLLD       $0x1a, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y7, Y10
+	VPSLLD       $0x15, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y7, Y10
+	VPSLLD       $0x07, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -3257,12 +3257,12 @@ padding:
 	VPSLLD       $0x1e, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y3, Y13
+	VPSLLD       $0x13, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y3, Y13
+	VPSLLD       $0x0a, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -3275,12 +3275,12 @@ padding:
 	VPSLLD       $0x1a, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y6, Y10
+	VPSLLD       $0x15, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y6, Y10
+	VPSLLD       $0x07, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -3292,12 +3292,12 @@ padding:
 	VPSLLD       $0x1e, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y2, Y13
+	VPSLLD       $0x13, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y2, Y13
+	VPSLLD       $0x0a, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -3310,12 +3310,12 @@ padding:
 	VPSLLD       $0x1a, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x0b, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x15, Y5, Y10
+	VPSLLD       $0x15, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLD       $0x19, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLD       $0x07, Y5, Y10
+	VPSLLD       $0x07, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -3327,12 +3327,12 @@ padding:
 	VPSLLD       $0x1e, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x0d, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x13, Y1, Y13
+	VPSLLD       $0x13, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLD       $0x16, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLD       $0x0a, Y1, Y13
+	VPSLLD       $0x0a, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -4814,12 +4814,12 @@ message:
 	VPSLLQ       $0x32, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y4, Y10
+	VPSLLQ       $0x2e, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y4, Y10
+	VPSLLQ       $0x17, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -4831,12 +4831,12 @@ message:
 	VPSLLQ       $0x24, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y0, Y13
+	VPSLLQ       $0x1e, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y0, Y13
+	VPSLLQ       $0x19, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -4850,12 +4850,12 @@ message:
 	VPSLLQ       $0x32, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y3, Y10
+	VPSLLQ       $0x2e, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y3, Y10
+	VPSLLQ       $0x17, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -4867,12 +4867,12 @@ message:
 	VPSLLQ       $0x24, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y7, Y13
+	VPSLLQ       $0x1e, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y7, Y13
+	VPSLLQ       $0x19, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -4886,12 +4886,12 @@ message:
 	VPSLLQ       $0x32, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y2, Y10
+	VPSLLQ       $0x2e, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y2, Y10
+	VPSLLQ       $0x17, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -4903,12 +4903,12 @@ message:
 	VPSLLQ       $0x24, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y6, Y13
+	VPSLLQ       $0x1e, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y6, Y13
+	VPSLLQ       $0x19, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -4922,12 +4922,12 @@ message:
 	VPSLLQ       $0x32, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y1, Y10
+	VPSLLQ       $0x2e, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y1, Y10
+	VPSLLQ       $0x17, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -4939,12 +4939,12 @@ message:
 	VPSLLQ       $0x24, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y5, Y13
+	VPSLLQ       $0x1e, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y5, Y13
+	VPSLLQ       $0x19, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -4958,12 +4958,12 @@ message:
 	VPSLLQ       $0x32, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y0, Y10
+	VPSLLQ       $0x2e, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y0, Y10
+	VPSLLQ       $0x17, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -4975,12 +4975,12 @@ message:
 	VPSLLQ       $0x24, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y4, Y13
+	VPSLLQ       $0x1e, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y4, Y13
+	VPSLLQ       $0x19, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -4994,12 +4994,12 @@ message:
 	VPSLLQ       $0x32, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y7, Y10
+	VPSLLQ       $0x2e, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y7, Y10
+	VPSLLQ       $0x17, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -5011,12 +5011,12 @@ message:
 	VPSLLQ       $0x24, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y3, Y13
+	VPSLLQ       $0x1e, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y3, Y13
+	VPSLLQ       $0x19, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -5030,12 +5030,12 @@ message:
 	VPSLLQ       $0x32, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y6, Y10
+	VPSLLQ       $0x2e, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y6, Y10
+	VPSLLQ       $0x17, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -5047,12 +5047,12 @@ message:
 	VPSLLQ       $0x24, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y2, Y13
+	VPSLLQ       $0x1e, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y2, Y13
+	VPSLLQ       $0x19, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -5066,12 +5066,12 @@ message:
 	VPSLLQ       $0x32, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y5, Y10
+	VPSLLQ       $0x2e, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y5, Y10
+	VPSLLQ       $0x17, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -5083,12 +5083,12 @@ message:
 	VPSLLQ       $0x24, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y1, Y13
+	VPSLLQ       $0x1e, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y1, Y13
+	VPSLLQ       $0x19, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -5102,12 +5102,12 @@ message:
 	VPSLLQ       $0x32, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y4, Y10
+	VPSLLQ       $0x2e, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y4, Y10
+	VPSLLQ       $0x17, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -5119,12 +5119,12 @@ message:
 	VPSLLQ       $0x24, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y0, Y13
+	VPSLLQ       $0x1e, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y0, Y13
+	VPSLLQ       $0x19, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -5138,12 +5138,12 @@ message:
 	VPSLLQ       $0x32, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y3, Y10
+	VPSLLQ       $0x2e, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y3, Y10
+	VPSLLQ       $0x17, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -5155,12 +5155,12 @@ message:
 	VPSLLQ       $0x24, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y7, Y13
+	VPSLLQ       $0x1e, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y7, Y13
+	VPSLLQ       $0x19, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -5174,12 +5174,12 @@ message:
 	VPSLLQ       $0x32, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y2, Y10
+	VPSLLQ       $0x2e, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y2, Y10
+	VPSLLQ       $0x17, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -5191,12 +5191,12 @@ message:
 	VPSLLQ       $0x24, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y6, Y13
+	VPSLLQ       $0x1e, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y6, Y13
+	VPSLLQ       $0x19, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -5210,12 +5210,12 @@ message:
 	VPSLLQ       $0x32, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y1, Y10
+	VPSLLQ       $0x2e, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y1, Y10
+	VPSLLQ       $0x17, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -5227,12 +5227,12 @@ message:
 	VPSLLQ       $0x24, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y5, Y13
+	VPSLLQ       $0x1e, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y5, Y13
+	VPSLLQ       $0x19, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -5246,12 +5246,12 @@ message:
 	VPSLLQ       $0x32, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y0, Y10
+	VPSLLQ       $0x2e, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y0, Y10
+	VPSLLQ       $0x17, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -5263,12 +5263,12 @@ message:
 	VPSLLQ       $0x24, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y4, Y13
+	VPSLLQ       $0x1e, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y4, Y13
+	VPSLLQ       $0x19, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -5282,12 +5282,12 @@ message:
 	VPSLLQ       $0x32, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y7, Y10
+	VPSLLQ       $0x2e, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y7, Y10
+	VPSLLQ       $0x17, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -5299,12 +5299,12 @@ message:
 	VPSLLQ       $0x24, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y3, Y13
+	VPSLLQ       $0x1e, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y3, Y13
+	VPSLLQ       $0x19, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -5318,12 +5318,12 @@ message:
 	VPSLLQ       $0x32, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y6, Y10
+	VPSLLQ       $0x2e, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y6, Y10
+	VPSLLQ       $0x17, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -5335,12 +5335,12 @@ message:
 	VPSLLQ       $0x24, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y2, Y13
+	VPSLLQ       $0x1e, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y2, Y13
+	VPSLLQ       $0x19, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -5354,12 +5354,12 @@ message:
 	VPSLLQ       $0x32, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y5, Y10
+	VPSLLQ       $0x2e, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y5, Y10
+	VPSLLQ       $0x17, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -5371,12 +5371,12 @@ message:
 	VPSLLQ       $0x24, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y1, Y13
+	VPSLLQ       $0x1e, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y1, Y13
+	VPSLLQ       $0x19, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -5403,8 +5403,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5417,12 +5417,12 @@ rounds:
 	VPSLLQ       $0x32, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y4, Y10
+	VPSLLQ       $0x2e, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y4, Y10
+	VPSLLQ       $0x17, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -5434,12 +5434,12 @@ rounds:
 	VPSLLQ       $0x24, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y0, Y13
+	VPSLLQ       $0x1e, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y0, Y13
+	VPSLLQ       $0x19, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -5462,8 +5462,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5476,12 +5476,12 @@ rounds:
 	VPSLLQ       $0x32, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y3, Y10
+	VPSLLQ       $0x2e, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y3, Y10
+	VPSLLQ       $0x17, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -5493,12 +5493,12 @@ rounds:
 	VPSLLQ       $0x24, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y7, Y13
+	VPSLLQ       $0x1e, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y7, Y13
+	VPSLLQ       $0x19, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -5521,8 +5521,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5535,12 +5535,12 @@ rounds:
 	VPSLLQ       $0x32, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y2, Y10
+	VPSLLQ       $0x2e, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y2, Y10
+	VPSLLQ       $0x17, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -5552,12 +5552,12 @@ rounds:
 	VPSLLQ       $0x24, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y6, Y13
+	VPSLLQ       $0x1e, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y6, Y13
+	VPSLLQ       $0x19, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -5580,8 +5580,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5594,12 +5594,12 @@ rounds:
 	VPSLLQ       $0x32, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y1, Y10
+	VPSLLQ       $0x2e, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y1, Y10
+	VPSLLQ       $0x17, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -5611,12 +5611,12 @@ rounds:
 	VPSLLQ       $0x24, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y5, Y13
+	VPSLLQ       $0x1e, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y5, Y13
+	VPSLLQ       $0x19, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -5639,8 +5639,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5653,12 +5653,12 @@ rounds:
 	VPSLLQ       $0x32, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y0, Y10
+	VPSLLQ       $0x2e, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y0, Y10
+	VPSLLQ       $0x17, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -5670,12 +5670,12 @@ rounds:
 	VPSLLQ       $0x24, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y4, Y13
+	VPSLLQ       $0x1e, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y4, Y13
+	VPSLLQ       $0x19, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -5698,8 +5698,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5712,12 +5712,12 @@ rounds:
 	VPSLLQ       $0x32, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y7, Y10
+	VPSLLQ       $0x2e, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y7, Y10
+	VPSLLQ       $0x17, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -5729,12 +5729,12 @@ rounds:
 	VPSLLQ       $0x24, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y3, Y13
+	VPSLLQ       $0x1e, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y3, Y13
+	VPSLLQ       $0x19, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -5757,8 +5757,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5771,12 +5771,12 @@ rounds:
 	VPSLLQ       $0x32, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y6, Y10
+	VPSLLQ       $0x2e, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y6, Y10
+	VPSLLQ       $0x17, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -5788,12 +5788,12 @@ rounds:
 	VPSLLQ       $0x24, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y2, Y13
+	VPSLLQ       $0x1e, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y2, Y13
+	VPSLLQ       $0x19, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -5816,8 +5816,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5830,12 +5830,12 @@ rounds:
 	VPSLLQ       $0x32, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y5, Y10
+	VPSLLQ       $0x2e, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y5, Y10
+	VPSLLQ       $0x17, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -5847,12 +5847,12 @@ rounds:
 	VPSLLQ       $0x24, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y1, Y13
+	VPSLLQ       $0x1e, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y1, Y13
+	VPSLLQ       $0x19, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -5875,8 +5875,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5889,12 +5889,12 @@ rounds:
 	VPSLLQ       $0x32, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y4, Y10
+	VPSLLQ       $0x2e, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y4, Y10
+	VPSLLQ       $0x17, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -5906,12 +5906,12 @@ rounds:
 	VPSLLQ       $0x24, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y0, Y13
+	VPSLLQ       $0x1e, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y0, Y13
+	VPSLLQ       $0x19, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -5934,8 +5934,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -5948,12 +5948,12 @@ rounds:
 	VPSLLQ       $0x32, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y3, Y10
+	VPSLLQ       $0x2e, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y3, Y10
+	VPSLLQ       $0x17, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -5965,12 +5965,12 @@ rounds:
 	VPSLLQ       $0x24, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y7, Y13
+	VPSLLQ       $0x1e, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y7, Y13
+	VPSLLQ       $0x19, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -5993,8 +5993,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -6007,12 +6007,12 @@ rounds:
 	VPSLLQ       $0x32, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y2, Y10
+	VPSLLQ       $0x2e, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y2, Y10
+	VPSLLQ       $0x17, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -6024,12 +6024,12 @@ rounds:
 	VPSLLQ       $0x24, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y6, Y13
+	VPSLLQ       $0x1e, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y6, Y13
+	VPSLLQ       $0x19, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -6052,8 +6052,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -6066,12 +6066,12 @@ rounds:
 	VPSLLQ       $0x32, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y1, Y10
+	VPSLLQ       $0x2e, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y1, Y10
+	VPSLLQ       $0x17, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -6083,12 +6083,12 @@ rounds:
 	VPSLLQ       $0x24, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y5, Y13
+	VPSLLQ       $0x1e, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y5, Y13
+	VPSLLQ       $0x19, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -6111,8 +6111,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -6125,12 +6125,12 @@ rounds:
 	VPSLLQ       $0x32, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y0, Y10
+	VPSLLQ       $0x2e, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y0, Y10
+	VPSLLQ       $0x17, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -6142,12 +6142,12 @@ rounds:
 	VPSLLQ       $0x24, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y4, Y13
+	VPSLLQ       $0x1e, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y4, Y13
+	VPSLLQ       $0x19, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -6170,8 +6170,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -6184,12 +6184,12 @@ rounds:
 	VPSLLQ       $0x32, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y7, Y10
+	VPSLLQ       $0x2e, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y7, Y10
+	VPSLLQ       $0x17, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -6201,12 +6201,12 @@ rounds:
 	VPSLLQ       $0x24, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y3, Y13
+	VPSLLQ       $0x1e, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y3, Y13
+	VPSLLQ       $0x19, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -6229,8 +6229,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -6243,12 +6243,12 @@ rounds:
 	VPSLLQ       $0x32, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y6, Y10
+	VPSLLQ       $0x2e, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y6, Y10
+	VPSLLQ       $0x17, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -6260,12 +6260,12 @@ rounds:
 	VPSLLQ       $0x24, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y2, Y13
+	VPSLLQ       $0x1e, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y2, Y13
+	VPSLLQ       $0x19, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -6288,8 +6288,8 @@ rounds:
 	VPSLLQ       $0x2d, Y9, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x3d, Y9, Y11
-	VPXOR        Y11, Y12, Y12
-	VPSLLQ       $0x03, Y9, Y11
+	VPSLLQ       $0x03, Y9, Y8
+	VPXOR        Y8, Y11, Y11
 	VPXOR        Y11, Y12, Y12
 	VPSRLQ       $0x06, Y9, Y11
 	VPXOR        Y11, Y12, Y12
@@ -6302,12 +6302,12 @@ rounds:
 	VPSLLQ       $0x32, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y5, Y10
+	VPSLLQ       $0x2e, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y5, Y10
+	VPSLLQ       $0x17, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -6319,12 +6319,12 @@ rounds:
 	VPSLLQ       $0x24, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y1, Y13
+	VPSLLQ       $0x1e, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y1, Y13
+	VPSLLQ       $0x19, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14
@@ -6364,12 +6364,12 @@ padding:
 	VPSLLQ       $0x32, Y4, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y4, Y10
+	VPSLLQ       $0x2e, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y4, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y4, Y10
+	VPSLLQ       $0x17, Y4, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y5, Y6, Y11
 	VPAND        Y4, Y11, Y11
@@ -6381,12 +6381,12 @@ padding:
 	VPSLLQ       $0x24, Y0, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y0, Y13
+	VPSLLQ       $0x1e, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y0, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y0, Y13
+	VPSLLQ       $0x19, Y0, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y0, Y1, Y14
 	VPAND        Y14, Y15, Y15
@@ -6399,12 +6399,12 @@ padding:
 	VPSLLQ       $0x32, Y3, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y3, Y10
+	VPSLLQ       $0x2e, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y3, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y3, Y10
+	VPSLLQ       $0x17, Y3, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y4, Y5, Y11
 	VPAND        Y3, Y11, Y11
@@ -6416,12 +6416,12 @@ padding:
 	VPSLLQ       $0x24, Y7, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y7, Y13
+	VPSLLQ       $0x1e, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y7, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y7, Y13
+	VPSLLQ       $0x19, Y7, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y7, Y0, Y15
 	VPAND        Y15, Y14, Y14
@@ -6434,12 +6434,12 @@ padding:
 	VPSLLQ       $0x32, Y2, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y2, Y10
+	VPSLLQ       $0x2e, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y2, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y2, Y10
+	VPSLLQ       $0x17, Y2, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y3, Y4, Y11
 	VPAND        Y2, Y11, Y11
@@ -6451,12 +6451,12 @@ padding:
 	VPSLLQ       $0x24, Y6, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y6, Y13
+	VPSLLQ       $0x1e, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y6, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y6, Y13
+	VPSLLQ       $0x19, Y6, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y6, Y7, Y14
 	VPAND        Y14, Y15, Y15
@@ -6469,12 +6469,12 @@ padding:
 	VPSLLQ       $0x32, Y1, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y1, Y10
+	VPSLLQ       $0x2e, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y1, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y1, Y10
+	VPSLLQ       $0x17, Y1, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y2, Y3, Y11
 	VPAND        Y1, Y11, Y11
@@ -6486,12 +6486,12 @@ padding:
 	VPSLLQ       $0x24, Y5, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y5, Y13
+	VPSLLQ       $0x1e, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y5, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y5, Y13
+	VPSLLQ       $0x19, Y5, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y5, Y6, Y15
 	VPAND        Y15, Y14, Y14
@@ -6504,12 +6504,12 @@ padding:
 	VPSLLQ       $0x32, Y0, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y0, Y10
+	VPSLLQ       $0x2e, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y0, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y0, Y10
+	VPSLLQ       $0x17, Y0, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y1, Y2, Y11
 	VPAND        Y0, Y11, Y11
@@ -6521,12 +6521,12 @@ padding:
 	VPSLLQ       $0x24, Y4, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y4, Y13
+	VPSLLQ       $0x1e, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y4, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y4, Y13
+	VPSLLQ       $0x19, Y4, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y4, Y5, Y14
 	VPAND        Y14, Y15, Y15
@@ -6539,12 +6539,12 @@ padding:
 	VPSLLQ       $0x32, Y7, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y7, Y10
+	VPSLLQ       $0x2e, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y7, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y7, Y10
+	VPSLLQ       $0x17, Y7, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y0, Y1, Y11
 	VPAND        Y7, Y11, Y11
@@ -6556,12 +6556,12 @@ padding:
 	VPSLLQ       $0x24, Y3, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y3, Y13
+	VPSLLQ       $0x1e, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y3, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y3, Y13
+	VPSLLQ       $0x19, Y3, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y3, Y4, Y15
 	VPAND        Y15, Y14, Y14
@@ -6574,12 +6574,12 @@ padding:
 	VPSLLQ       $0x32, Y6, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y6, Y10
+	VPSLLQ       $0x2e, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y6, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y6, Y10
+	VPSLLQ       $0x17, Y6, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y7, Y0, Y11
 	VPAND        Y6, Y11, Y11
@@ -6591,12 +6591,12 @@ padding:
 	VPSLLQ       $0x24, Y2, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y2, Y13
+	VPSLLQ       $0x1e, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y2, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y2, Y13
+	VPSLLQ       $0x19, Y2, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y2, Y3, Y14
 	VPAND        Y14, Y15, Y15
@@ -6609,12 +6609,12 @@ padding:
 	VPSLLQ       $0x32, Y5, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x12, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x2e, Y5, Y10
+	VPSLLQ       $0x2e, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPSRLQ       $0x29, Y5, Y10
-	VPXOR        Y10, Y9, Y9
-	VPSLLQ       $0x17, Y5, Y10
+	VPSLLQ       $0x17, Y5, Y8
+	VPXOR        Y8, Y10, Y10
 	VPXOR        Y10, Y9, Y9
 	VPXOR        Y6, Y7, Y11
 	VPAND        Y5, Y11, Y11
@@ -6626,12 +6626,12 @@ padding:
 	VPSLLQ       $0x24, Y1, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x22, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x1e, Y1, Y13
+	VPSLLQ       $0x1e, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPSRLQ       $0x27, Y1, Y13
-	VPXOR        Y13, Y12, Y12
-	VPSLLQ       $0x19, Y1, Y13
+	VPSLLQ       $0x19, Y1, Y10
+	VPXOR        Y10, Y13, Y13
 	VPXOR        Y13, Y12, Y12
 	VPXOR        Y1, Y2, Y15
 	VPAND        Y15, Y14, Y14

@@ -33,8 +33,9 @@ func (*avx2) add(h hash, a, b, to Op) {
 	}
 }
 
-// rotations xors rotations of from into to; the last one is a shift if shift is set.
-func (v *avx2) rotations(h hash, n [3]uint64, shift bool, from, to, tmp Op) {
+// rotations xors rotations of from into to; the last one is a shift if shift is set. The two halves of each rotation are joined
+// first: that keeps the chain of instructions short that wait for each other.
+func (v *avx2) rotations(h hash, n [3]uint64, shift bool, from, to, tmp1, tmp2 Op) {
 	bits := uint64(8 * h.word)
 	right := func(n uint64, to Op) {
 		if h.word == 4 {
@@ -50,22 +51,23 @@ func (v *avx2) rotations(h hash, n [3]uint64, shift bool, from, to, tmp Op) {
 			VPSLLQ(U8(n), from, to)
 		}
 	}
-	right(n[0], to)
-	for k, count := range n {
-		if k > 0 && count == 8 && h.word == 8 && !(shift && k == 2) {
-			VPSHUFB(v.byteRotation, from, tmp)
-			VPXOR(tmp, to, to)
-			continue
-		}
-		if k > 0 {
-			right(count, tmp)
-			VPXOR(tmp, to, to)
-		}
-		if k < 2 || !shift {
-			left(bits-count, tmp)
+	one := func(k int, to, tmp Op) {
+		switch {
+		case shift && k == 2:
+			right(n[k], to)
+		case n[k] == 8 && h.word == 8:
+			VPSHUFB(v.byteRotation, from, to)
+		default:
+			right(n[k], to)
+			left(bits-n[k], tmp)
 			VPXOR(tmp, to, to)
 		}
 	}
+	one(0, to, tmp1)
+	one(1, tmp1, tmp2)
+	VPXOR(tmp1, to, to)
+	one(2, tmp1, tmp2)
+	VPXOR(tmp1, to, to)
 }
 
 func (v *avx2) transpose(h hash, in, offset reg.GPPhysical) {
@@ -114,9 +116,9 @@ func (v *avx2) schedule(h hash, j int) {
 	VMOVDQU(v.word((j+14)%16), y[9])
 	VMOVDQU(w, y[13])
 	v.add(h, v.word((j+9)%16), y[13], y[13])
-	v.rotations(h, h.sigma0, true, y[8], y[10], y[11])
+	v.rotations(h, h.sigma0, true, y[8], y[10], y[11], y[12])
 	v.add(h, y[10], y[13], y[13])
-	v.rotations(h, h.sigma1, true, y[9], y[12], y[11])
+	v.rotations(h, h.sigma1, true, y[9], y[12], y[11], y[8])
 	v.add(h, y[12], y[13], y[13])
 	VMOVDQU(y[13], w)
 }
@@ -132,14 +134,14 @@ func (v *avx2) round(h hash, s []reg.VecPhysical, k Mem, j int) {
 	if j >= 0 {
 		v.add(h, v.word(j), hh, hh)
 	}
-	v.rotations(h, h.sum1, false, e, y[9], y[10])
+	v.rotations(h, h.sum1, false, e, y[9], y[10], y[8])
 	VPXOR(f, g, y[11])
 	VPAND(e, y[11], y[11])
 	VPXOR(g, y[11], y[11])
 	v.add(h, y[9], hh, hh)
 	v.add(h, y[11], hh, hh)
 	v.add(h, hh, d, d)
-	v.rotations(h, h.sum0, false, a, y[12], y[13])
+	v.rotations(h, h.sum0, false, a, y[12], y[13], y[10])
 	// Y14 and Y15 change with every round; a position in the names tells which is which.
 	ab, bc := y[14], y[15]
 	if a == y[1] || a == y[3] || a == y[5] || a == y[7] {
