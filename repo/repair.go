@@ -86,7 +86,15 @@ func (r *Repo) Repair(ctx context.Context, o RepairOptions) (RepairReport, error
 		if round == 0 || useful {
 			report.Steps = append(report.Steps, p.steps...)
 		}
-		if o.DryRun || !useful {
+		if o.DryRun {
+			break
+		}
+		if !useful {
+			for _, s := range p.steps {
+				if o.Step != nil && round == 0 {
+					o.Step(s)
+				}
+			}
 			break
 		}
 		if err := r.executeRepair(ctx, p.steps, o); err != nil {

@@ -189,12 +189,13 @@ image could be verified, and "ok" tells the outcome.`,
 			var checked atomic.Int64
 			o.Lock, o.Checked = a.lock(), &checked
 			p := a.startProgress(func() progressEvent { return progressEvent{What: "verifying", Files: checked.Load()} })
-			report, err := r.VerifyImage(c.Context(), args[0], o)
-			if errors.Is(err, repo.ErrNotFound) {
-				if _, e := os.Stat(args[0]); e == nil {
-					report, err = r.VerifyImageFile(c.Context(), args[0], o)
+			verify := r.VerifyImage
+			if _, err := r.ImageDigest(args[0]); err != nil {
+				if info, err := os.Stat(args[0]); err == nil && info.Mode().IsRegular() {
+					verify = r.VerifyImageFile
 				}
 			}
+			report, err := verify(c.Context(), args[0], o)
 			p.end()
 			if err != nil {
 				return err
