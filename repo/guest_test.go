@@ -2,7 +2,6 @@ package repo_test
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,27 +12,9 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
-// What needs fs-verity runs in a guest: this test starts itself again there, where REPO_TEST_DIR has it.
+// What needs fs-verity runs in a guest: this test starts itself again there.
 func TestRepairWithVerity(t *testing.T) {
-	if dir := os.Getenv("REPO_TEST_DIR"); dir != "" {
-		repairWithVerity(t, dir)
-		return
-	}
-	dir := t.TempDir()
-	program := filepath.Join(dir, "repo.test")
-	cmd := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", program, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	disk := filepath.Join(dir, "disk.img")
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-O", "verity", disk, "64M").CombinedOutput(); err != nil {
-		t.Fatalf("mke2fs: %v\n%s", err, out)
-	}
-	k := vm.Kernels(t)["6.12"]
-	m := vm.Start(t, vm.Config{Kernel: k.Image, Disks: []string{disk}, Initrd: vm.Initrd(t, k, map[string]string{"bin/repo.test": program},
-		"mount /dev/vda /mnt && mkdir /tmp && REPO_TEST_DIR=/mnt repo.test -test.run TestRepairWithVerity -test.v")})
-	m.Expect("SCRIPT ENDED 0", "SCRIPT ENDED [1-9]|Kernel panic")
+	vm.WithVerity(t, "TestRepairWithVerity", func(dir string) { repairWithVerity(t, dir) })
 }
 
 func repairWithVerity(t *testing.T, dir string) {

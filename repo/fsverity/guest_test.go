@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,28 +14,9 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
-// The kernel's half needs a file system with fs-verity: this test starts itself again in a guest, where FSVERITY_TEST_DIR is
-// one.
+// The kernel's half needs a file system with fs-verity: this test starts itself again in a guest.
 func TestEnableAndMeasure(t *testing.T) {
-	if dir := os.Getenv("FSVERITY_TEST_DIR"); dir != "" {
-		enableAndMeasure(t, dir)
-		return
-	}
-	dir := t.TempDir()
-	program := filepath.Join(dir, "fsverity.test")
-	cmd := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", program, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	disk := filepath.Join(dir, "disk.img")
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-O", "verity", disk, "64M").CombinedOutput(); err != nil {
-		t.Fatalf("mke2fs: %v\n%s", err, out)
-	}
-	k := vm.Kernels(t)["6.12"]
-	m := vm.Start(t, vm.Config{Kernel: k.Image, Disks: []string{disk}, Initrd: vm.Initrd(t, k, map[string]string{"bin/fsverity.test": program},
-		"mount /dev/vda /mnt && FSVERITY_TEST_DIR=/mnt fsverity.test -test.run TestEnableAndMeasure -test.v")})
-	m.Expect("SCRIPT ENDED 0", "SCRIPT ENDED [1-9]|Kernel panic")
+	vm.WithVerity(t, "TestEnableAndMeasure", func(dir string) { enableAndMeasure(t, dir) })
 }
 
 // unnamed makes a file without a name; the descriptor that can write is the second one.

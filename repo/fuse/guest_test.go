@@ -3,7 +3,6 @@ package fuse
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,28 +13,10 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
-// Objects with fs-verity need a file system that has it: this test starts itself again in a guest, where FUSE_TEST_DIR is one.
+// Objects with fs-verity need a file system that has it: this test starts itself again in a guest.
 // The kernel there is new enough to read such objects by itself.
 func TestMeasuredObjects(t *testing.T) {
-	if dir := os.Getenv("FUSE_TEST_DIR"); dir != "" {
-		measuredObjects(t, dir)
-		return
-	}
-	dir := t.TempDir()
-	program := filepath.Join(dir, "fuse.test")
-	cmd := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", program, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	disk := filepath.Join(dir, "disk.img")
-	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-O", "verity", disk, "64M").CombinedOutput(); err != nil {
-		t.Fatalf("mke2fs: %v\n%s", err, out)
-	}
-	k := vm.Kernels(t)["6.12"]
-	m := vm.Start(t, vm.Config{Kernel: k.Image, Disks: []string{disk}, Initrd: vm.Initrd(t, k, map[string]string{"bin/fuse.test": program},
-		"mount /dev/vda /mnt && mkdir /tmp && FUSE_TEST_DIR=/mnt fuse.test -test.run TestMeasuredObjects -test.v")})
-	m.Expect("SCRIPT ENDED 0", "SCRIPT ENDED [1-9]|Kernel panic")
+	vm.WithVerity(t, "TestMeasuredObjects", func(dir string) { measuredObjects(t, dir) })
 }
 
 func measuredObjects(t *testing.T, dir string) {
