@@ -4,7 +4,7 @@ export CACHE ?= $(CURDIR)/.cache
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 GOFLAGS_BUILD := -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: build test setup demo bench interop fuzz clean
+.PHONY: build test setup demo bench interop fuzz race clean
 
 build:
 	@mkdir -p bin
@@ -36,6 +36,10 @@ fuzz:
 	for p in repo/dumpfile repo/erofs repo/splitstream boot/karg boot/setuproot bls; do \
 		go test -run '^$$' -fuzz . -fuzztime $(FUZZTIME) -fuzzminimizetime 5x ./$$p || exit 1; \
 	done
+
+# The race detector needs cgo, and with it a C compiler.
+race: setup
+	CGO_ENABLED=1 go test -race -timeout 60m ./repo/... ./boot/... ./cmd/composefs-boot
 
 clean:
 	rm -rf bin .cache
