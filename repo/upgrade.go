@@ -27,18 +27,20 @@ const (
 var errOld = errors.New("a repository without meta.json")
 
 // Ensure makes a repository unless there is one. One that is there stays as it is, except that it gets a meta.json if it has
-// none.
+// none. Another algorithm is an error, though: its objects would be of no use.
 func Ensure(path string, c Config) (Status, error) {
+	status := Opened
 	r, err := Open(path, Options{})
-	if err == nil {
-		return Opened, r.Close()
-	}
 	if errors.Is(err, errOld) {
-		r, err := Open(path, Options{Upgrade: true})
-		if err != nil {
-			return "", err
+		status = Upgraded
+		r, err = Open(path, Options{Upgrade: true})
+	}
+	if err == nil {
+		defer r.Close()
+		if r.Algorithm() != c.Algorithm {
+			return "", fmt.Errorf("%s: a repository with %s is there: say --algorithm %[2]s to use it", path, r.Algorithm().Name())
 		}
-		return Upgraded, r.Close()
+		return status, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNoRepository) {
 		return "", err

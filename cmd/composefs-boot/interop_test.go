@@ -83,6 +83,21 @@ func TestInterop(t *testing.T) {
 	both("--repo", "none", "fsck")
 	both("compute-id")
 	both("--nonsense")
+	both("--repo", "REPO", "init", "--insecure", "--ensure")
+	both("--repo", "REPO", "init", "--insecure", "--algorithm", "fsverity-sha256-12")
+	both("--repo", "REPO", "init", "--insecure", "--ensure", "--algorithm", "fsverity-sha256-12")
+	// Repositories from before meta.json.
+	for _, name := range []string{"peer", "ours"} {
+		os.Remove(filepath.Join(dir, name, "meta.json"))
+	}
+	both("--repo", "REPO", "--no-upgrade", "images")
+	both("--repo", "REPO", "images")
+	both("--repo", "REPO", "fsck")
+	for _, name := range []string{"peer", "ours"} {
+		os.Remove(filepath.Join(dir, name, "meta.json"))
+	}
+	both("--repo", "REPO", "init", "--insecure", "--ensure")
+	both("--repo", "REPO", "images")
 	// Each reads what the other made.
 	for _, pair := range [][2]string{{peer, "ours"}, {link, "peer"}} {
 		cmd := exec.Command(pair[0], "--repo", pair[1], "fsck")
@@ -91,4 +106,36 @@ func TestInterop(t *testing.T) {
 			t.Errorf("%q: %v\n%s", cmd.Args, err, out)
 		}
 	}
+	// The peer finds no fault with what was converted and repaired, and makes the same image.
+	must := func(program string, args ...string) string {
+		t.Helper()
+		cmd := exec.Command(program, args...)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%q: %v\n%s", cmd.Args, err, out)
+		}
+		return string(out)
+	}
+	must(ours, "-q", "--repo", "ours", "convert", "--algorithm", "sha256", "converted")
+	if out := must(peer, "--repo", "converted", "fsck"); !strings.Contains(out, "status: ok") {
+		t.Error(out)
+	}
+	want := must(peer, "--no-repo", "--hash", "sha256", "compute-id", "--bootable", "selinux")
+	if out := must(peer, "--repo", "converted", "images", "--no-trunc"); !strings.Contains(out, strings.TrimSpace(want)) {
+		t.Errorf("the converted image is not %s:\n%s", want, out)
+	}
+	objects, _ := filepath.Glob(filepath.Join(dir, "converted/objects/*/*"))
+	for _, o := range objects[:len(objects)/2] {
+		if !strings.HasSuffix(o, strings.TrimSpace(want)[2:]) { // nobody else has the image
+			os.Remove(o)
+		}
+	}
+	must(ours, "-q", "--repo", "converted", "fsck", "--repair", "--from", "selinux", "--from", "links", "--from", "peer", "--from", "ours")
+	if out := must(peer, "--repo", "converted", "fsck"); !strings.Contains(out, "status: ok") {
+		t.Error(out)
+	}
+	both("--repo", "REPO", "init", "--insecure", "--reset-metadata")
+	both("--repo", "REPO", "images")
+	both("--repo", "REPO", "fsck")
 }
