@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -137,12 +138,17 @@ func (i *Import) measure(fd int, d fsverity.Digest, content []byte) (bool, error
 	}
 }
 
+// comparing has the buffers of sameContent.
+var comparing = sync.Pool{New: func() any { return new([64 << 10]byte) }}
+
 // sameContent compares an open file with a content. A file that cannot be read is another one.
 func sameContent(fd int, size int64, content []byte) (bool, error) {
 	if size != int64(len(content)) {
 		return false, nil
 	}
-	buf := make([]byte, min(len(content), 256<<10))
+	b := comparing.Get().(*[64 << 10]byte)
+	defer comparing.Put(b)
+	buf := b[:]
 	for len(content) > 0 {
 		n, err := retry(func() (int, error) { return unix.Read(fd, buf[:min(len(buf), len(content))]) })
 		if err == unix.EIO {

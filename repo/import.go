@@ -23,7 +23,7 @@ import (
 
 const (
 	// inMemory is the size in bytes up to which a content is read before it is decided whether it must be written.
-	inMemory = 4 << 20
+	inMemory = 1 << 20
 	// batch is how many objects are made durable at once: every one of them is an open file until then.
 	batch = 2048
 )

@@ -242,7 +242,7 @@ func (r *Repo) writable() error {
 
 // OpenObject opens an object. Its content is not verified: see Verify.
 func (r *Repo) OpenObject(d fsverity.Digest) (*os.File, error) {
-	f, err := r.openat("objects/"+d.ObjectPath(), unix.O_RDONLY)
+	f, err := r.openat("objects/"+d.ObjectPath(), unix.O_RDONLY|unix.O_NONBLOCK) // a pipe there would block
 	if errors.Is(err, unix.ENOENT) {
 		return nil, fmt.Errorf("object %v: %w", d, ErrNotFound)
 	}
