@@ -6,13 +6,14 @@
 // changed less than [margin] before the cache was opened is not remembered, since a change in the same tick of the kernel's
 // clock would not show.
 //
-// Nothing that verifies asks a cache: bits that rot on a disk change no time. A cache that is damaged is an empty one.
+// A cache is believed if nobody but its user can have written it. Nothing that verifies asks a cache: bits that rot on a disk change no time. A cache that is damaged is an empty one.
 package digestcache
 
 import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,10 +72,7 @@ type Cache struct {
 // Open reads the cache in the file at path, which need not be there.
 func Open(path string, a fsverity.Algorithm) *Cache {
 	c := &Cache{path: path, alg: a, before: time.Now().Add(-margin).UnixNano(), added: map[Key]Value{}}
-	if info, err := os.Stat(path); err != nil || info.Size() > maxFile {
-		return c
-	}
-	b, err := os.ReadFile(path)
+	b, err := readOwn(path)
 	if err != nil {
 		return c
 	}
@@ -87,6 +85,39 @@ func Open(path string, a fsverity.Algorithm) *Cache {
 	c.old = b[len(magic)+1 : n]
 	c.used = make([]bool, len(c.old)/c.recordSize())
 	return c
+}
+
+// readOwn reads a file that nobody else can have written. With the home directory of somebody else in the environment, as sudo may
+// leave it, their cache would decide what root takes for the content of its files.
+func readOwn(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 || st.Size > maxFile {
+		return nil, os.ErrPermission
+	}
+	return io.ReadAll(io.LimitReader(f, maxFile))
+}
+
+// ownDirectory makes a directory, and refuses one that belongs to somebody else.
+func ownDirectory(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return &os.PathError{Op: "write", Path: path, Err: os.ErrPermission}
+	}
+	return nil
 }
 
 func (c *Cache) recordSize() int { return keySize + 1 + c.alg.Size() }
@@ -162,7 +193,7 @@ func (c *Cache) Save() error {
 		b, _ = v.Digest.AppendBinary(append(b, flag))
 	}
 	b, _ = fsverity.Of(c.alg, b).AppendBinary(b)
-	if err := os.MkdirAll(filepath.Dir(c.path), 0o700); err != nil {
+	if err := ownDirectory(filepath.Dir(c.path)); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(c.path), ".new-*")

@@ -70,6 +70,18 @@ func TestWhatIsSavedIsFound(t *testing.T) {
 	if _, ok := digestcache.Open(path, fsverity.SHA256).Get(one); ok {
 		t.Error("a digest of another algorithm is found")
 	}
+	// Written by somebody else.
+	for _, spoil := range []func(){func() { os.Chown(path, 1, 1) }, func() { os.Chmod(path, 0o666) }} {
+		spoil()
+		if _, ok := digestcache.Open(path, fsverity.SHA512).Get(one); ok {
+			t.Error("a cache that others can have written is believed")
+		}
+		os.Chown(path, os.Geteuid(), os.Getegid())
+		os.Chmod(path, 0o600)
+	}
+	if _, ok := digestcache.Open(path, fsverity.SHA512).Get(one); !ok {
+		t.Error("our own is not believed")
+	}
 	// One wrong bit anywhere, or a shorter file, is no cache.
 	b, _ := os.ReadFile(path)
 	for k := range b {
