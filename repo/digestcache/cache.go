@@ -6,7 +6,8 @@
 // changed less than [margin] before the cache was opened is not remembered, since a change in the same tick of the kernel's
 // clock would not show.
 //
-// A cache is believed if nobody but its user can have written it. Nothing that verifies asks a cache: bits that rot on a disk change no time. A cache that is damaged is an empty one.
+// A cache is believed if nobody but its user can have written it; one that is damaged is an empty one. Nothing that verifies
+// asks a cache: bits that rot on a disk change no time.
 package digestcache
 
 import (
