@@ -208,9 +208,9 @@ func (a *app) diff(one, two *side, stat bool) error {
 	out := bufio.NewWriter(a.out)
 	defer out.Flush()
 	err := fstree.Diff(one.tree, two.tree, func(d fstree.Difference) error {
-		path := printable(d.Path)
+		path := fstree.Printable(d.Path)
 		if d.Attribute == fstree.AttrLink {
-			d.Old, d.New = printable(d.Old), printable(d.New)
+			d.Old, d.New = fstree.Printable(d.Old), fstree.Printable(d.New)
 		}
 		sign := ""
 		switch d.Kind {
@@ -227,13 +227,13 @@ func (a *app) diff(one, two *side, stat bool) error {
 		case stat:
 		case a.json:
 			result.Differences = append(result.Differences,
-				difference{path, d.Kind, d.Attribute, printable(d.Xattr), d.Old, d.New})
+				difference{path, d.Kind, d.Attribute, fstree.Printable(d.Xattr), d.Old, d.New})
 		case sign != "":
 			fmt.Fprintf(out, "%s %s\n", sign, path)
 		default:
 			what := d.Attribute
 			if d.Xattr != "" {
-				what += " " + printable(d.Xattr)
+				what += " " + fstree.Printable(d.Xattr)
 			}
 			fmt.Fprintf(out, "~ %s: %s %s -> %s\n", path, what, d.Old, d.New)
 		}

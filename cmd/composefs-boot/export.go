@@ -1,19 +1,14 @@
 package main
 
 import (
-	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/extract"
 )
 
 // exportResult is what export prints as JSON.
@@ -75,22 +70,9 @@ func (a *app) export(ctx context.Context, i *image, output string) error {
 		defer file.Close()
 		out = file
 	}
-	buffered := bufio.NewWriterSize(out, 1<<16)
-	w := &tarWriter{out: tar.NewWriter(buffered), objects: &i.objects, first: map[*fstree.Inode]string{}}
-	err = tree.Walk(func(path string, inode *fstree.Inode) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := w.add(path, inode); err != nil {
-			return fmt.Errorf("%s: %s: %w", i.name, printable(path), err)
-		}
-		return nil
-	})
-	if err == nil {
-		err = w.out.Close()
-	}
-	if err == nil {
-		err = buffered.Flush()
+	done, err := extract.Tar(ctx, out, tree, &i.objects)
+	if err != nil {
+		err = fmt.Errorf("%s: %w", i.name, err)
 	}
 	if err == nil && file != nil {
 		err = file.Close()
@@ -102,102 +84,11 @@ func (a *app) export(ctx context.Context, i *image, output string) error {
 		}
 		return err
 	}
-	if w.result.Sockets > 0 {
-		fmt.Fprintf(a.err, "left out, since tar has no type for them: %d sockets\n", w.result.Sockets)
+	if done.Sockets > 0 {
+		fmt.Fprintf(a.err, "left out, since tar has no type for them: %d sockets\n", done.Sockets)
 	}
 	if a.json {
-		w.result.Image, w.result.Output = i.name, output
-		return printJSON(a.out, w.result)
+		return printJSON(a.out, exportResult{i.name, output, done.Entries, done.Bytes, done.Sockets})
 	}
 	return nil
-}
-
-// tarWriter writes a tree's files in the order in which it gets them.
-type tarWriter struct {
-	out     *tar.Writer
-	objects *objects
-	first   map[*fstree.Inode]string // the first name of every file
-	result  exportResult
-}
-
-func (w *tarWriter) add(path string, i *fstree.Inode) error {
-	if _, socket := i.Content.(fstree.Socket); socket {
-		w.result.Sockets++
-		return nil
-	}
-	h, err := tarHeader(path, i)
-	if err != nil {
-		return err
-	}
-	w.result.Entries++
-	if i.Dir() == nil {
-		if first, again := w.first[i]; again {
-			h.Typeflag, h.Linkname, h.Size, h.PAXRecords = tar.TypeLink, first, 0, nil
-			return w.out.WriteHeader(h)
-		}
-		w.first[i] = h.Name
-	}
-	var content io.Reader
-	switch c := i.Content.(type) {
-	case fstree.Inline:
-		content = strings.NewReader(string(c))
-	case *fstree.Object:
-		f, err := w.objects.open(c)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		content = f
-	}
-	if err := w.out.WriteHeader(h); err != nil {
-		return err
-	}
-	if content == nil {
-		return nil
-	}
-	w.result.Bytes += i.Size()
-	return copyContent(w.out, content, i.Size())
-}
-
-// xattrEscape is how GNU tar writes names of attributes that would end too early in a PAX record.
-var xattrEscape = strings.NewReplacer("%", "%25", "=", "%3D")
-
-// tarHeader returns the header of a file under the first of its names.
-func tarHeader(path string, i *fstree.Inode) (*tar.Header, error) {
-	h := &tar.Header{
-		Format:  tar.FormatPAX,
-		Name:    strings.TrimPrefix(path, "/"),
-		Mode:    int64(i.Perm),
-		Uid:     int(i.UID),
-		Gid:     int(i.GID),
-		ModTime: time.Unix(i.Mtime.Sec, int64(i.Mtime.Nsec)),
-	}
-	if h.ModTime.IsZero() {
-		return nil, errors.New("a time that archive/tar takes for none: 0001-01-01")
-	}
-	for _, x := range i.Xattrs {
-		if h.PAXRecords == nil {
-			h.PAXRecords = map[string]string{}
-		}
-		h.PAXRecords["SCHILY.xattr."+xattrEscape.Replace(x.Name)] = string(x.Value)
-	}
-	switch c := i.Content.(type) {
-	case *fstree.Directory:
-		h.Typeflag = tar.TypeDir
-		if h.Name += "/"; h.Name == "/" {
-			h.Name = "./"
-		}
-	case fstree.Inline, *fstree.Object:
-		h.Typeflag, h.Size = tar.TypeReg, int64(i.Size())
-	case fstree.Symlink:
-		h.Typeflag, h.Linkname = tar.TypeSymlink, string(c)
-	case fstree.Device:
-		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, int64(c.Major()), int64(c.Minor())
-		if c.Block {
-			h.Typeflag = tar.TypeBlock
-		}
-	case fstree.Fifo:
-		h.Typeflag = tar.TypeFifo
-	}
-	return h, nil
 }

@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/composefs-boot/composefs-boot/repo/extract"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 )
 
@@ -65,7 +65,7 @@ No symbolic link below the directory is followed, whatever is there.`,
 		defer i.close()
 		tree, err := i.tree()
 		if err == nil && len(args) > 2 {
-			tree, err = only(tree, args[2:])
+			tree, err = extract.Only(tree, args[2:])
 			if err != nil {
 				err = fmt.Errorf("%s: %w", i.name, err)
 			}
@@ -91,17 +91,17 @@ func (a *app) extract(ctx context.Context, i *image, tree *fstree.Tree, dir stri
 				return err
 			}
 		}
-		x := &extraction{objects: &i.objects, root: os.Geteuid() == 0, force: force}
+		x := &extract.Extraction{Objects: &i.objects, Root: os.Geteuid() == 0, Force: force}
 		p := a.startProgress(func() progressEvent {
-			return progressEvent{What: "writing " + dir, Files: x.files.Load(), Bytes: x.bytes.Load(), Total: int64(result.Bytes)}
+			return progressEvent{What: "writing " + dir, Files: x.Files.Load(), Bytes: x.Bytes.Load(), Total: int64(result.Bytes)}
 		})
-		err := x.run(ctx, tree, dir)
+		err := x.Run(ctx, tree, dir)
 		p.end()
 		if err != nil {
 			return err
 		}
-		result.Cloned = x.cloned.Load()
-		result.LeftOut = extractMissed{x.owners.Load(), x.setID.Load(), x.devices.Load(), x.xattrs.Load()}
+		result.Cloned = x.Cloned.Load()
+		result.LeftOut = extractMissed{x.Owners.Load(), x.SetID.Load(), x.Devices.Load(), x.Xattrs.Load()}
 	}
 	if missed := result.LeftOut.String(); missed != "" {
 		fmt.Fprintf(a.err, "left out, for want of privilege or of support by the file system: %s\n", missed)
@@ -182,54 +182,4 @@ func countFiles(tree *fstree.Tree) extractResult {
 		return nil
 	})
 	return r
-}
-
-// selection is a part of a tree: everything, or some names of a directory and a part of each of them.
-type selection struct {
-	whole bool
-	names map[string]*selection
-}
-
-// only returns a tree with these files of another one, what is below them, and the directories they are in.
-func only(tree *fstree.Tree, paths []string) (*fstree.Tree, error) {
-	all := &selection{names: map[string]*selection{}}
-	for _, p := range paths {
-		at, inode, way := all, tree.Root, ""
-		for name := range strings.SplitSeq(path.Clean("/" + p)[1:], "/") {
-			if name == "" {
-				break
-			}
-			dir := inode.Dir()
-			if target, ok := inode.Content.(fstree.Symlink); ok {
-				return nil, fmt.Errorf("%s: %s is a symbolic link to %s: name the file by its own path", p, printable(way), printable(string(target)))
-			}
-			if dir == nil || dir.Lookup(name) == nil {
-				return nil, fmt.Errorf("%s: no such file in the image", p)
-			}
-			inode, way = dir.Lookup(name), way+"/"+name
-			next := at.names[name]
-			if next == nil {
-				next = &selection{names: map[string]*selection{}}
-				at.names[name] = next
-			}
-			at = next
-		}
-		at.whole = true
-	}
-	return &fstree.Tree{Root: all.of(tree.Root)}, nil
-}
-
-func (s *selection) of(i *fstree.Inode) *fstree.Inode {
-	if s.whole {
-		return i
-	}
-	part := *i
-	dir := &fstree.Directory{}
-	for _, e := range i.Dir().Entries {
-		if sub := s.names[e.Name]; sub != nil {
-			dir.Entries = append(dir.Entries, fstree.Entry{Name: e.Name, Inode: sub.of(e.Inode)})
-		}
-	}
-	part.Content = dir
-	return &part
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -169,39 +168,6 @@ func TestExportAndExtractRandomTrees(t *testing.T) {
 	}
 }
 
-// Without privilege no owner, device, set-id bit or privileged attribute is made, and what is left out is counted.
-func TestExtractWithoutPrivilege(t *testing.T) {
-	tree := fstree.New()
-	root := tree.Root.Dir()
-	add := func(name string, i *fstree.Inode) { i.UID = 12345; root.Set(name, i) }
-	add("device", &fstree.Inode{Content: fstree.Device{Rdev: 0x103}})
-	root.Set("device2", root.Lookup("device"))
-	add("file", &fstree.Inode{Perm: 0o6755, Content: fstree.Inline("x"), Mtime: fstree.Time{Sec: 1, Nsec: 2},
-		Xattrs: []fstree.Xattr{{Name: "security.x"}, {Name: "trusted.x"}, {Name: "user.x", Value: []byte("y")}}})
-	add("whiteout", &fstree.Inode{Content: fstree.Device{}})
-	dir := t.TempDir()
-	x := &extraction{objects: &objects{}}
-	if err := x.run(t.Context(), tree, dir); err != nil {
-		t.Fatal(err)
-	}
-	got := extractMissed{x.owners.Load(), x.setID.Load(), x.devices.Load(), x.xattrs.Load()}
-	// The root directory has an owner, too: that of the test, if that is root.
-	want := extractMissed{Owners: 2, SetID: 1, Devices: 1, Xattrs: 2}
-	if os.Geteuid() != 0 {
-		want.Owners++
-	}
-	if got != want {
-		t.Errorf("left out: %v, want %v", got, want)
-	}
-	info, err := os.Lstat(filepath.Join(dir, "file"))
-	if err != nil || info.Mode() != 0o755 || !info.ModTime().Equal(time.Unix(1, 2)) {
-		t.Errorf("%v, %v, %v", info.Mode(), info.ModTime(), err)
-	}
-	if _, err := os.Lstat(filepath.Join(dir, "device2")); !os.IsNotExist(err) {
-		t.Errorf("another name of a device that was left out: %v", err)
-	}
-}
-
 // A bad image gives an error, and nothing outside of the directory is touched.
 func TestHostileImages(t *testing.T) {
 	base := golden.Read(t, "images/every-type.v1.erofs.gz")
@@ -278,14 +244,6 @@ func TestCatStaysInside(t *testing.T) {
 	}
 	if code, _, err := command("cat", path, "loop"); code != 1 || !strings.Contains(err, "/loop: too many symbolic links") {
 		t.Errorf("a loop: %s", err)
-	}
-}
-
-func TestPrintable(t *testing.T) {
-	for name, want := range map[string]string{"a b": "a b", "ä": "ä", "\xff": `\xff`, "\n\x1b[2J": `\n\x1b[2J`, `\`: `\\`, "\u202e": `\xe2\x80\xae`} {
-		if got := printable(name); got != want {
-			t.Errorf("%q: %s, want %s", name, got, want)
-		}
 	}
 }
 

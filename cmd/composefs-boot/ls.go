@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
+	"github.com/composefs-boot/composefs-boot/repo/extract"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 )
 
@@ -114,14 +115,14 @@ func (i *image) fs() (*erofs.FS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", i.name, err)
 	}
-	fsys.Objects = func(o *fstree.Object) (io.ReadCloser, error) { return i.objects.open(o) }
+	fsys.Objects = func(o *fstree.Object) (io.ReadCloser, error) { return i.objects.Open(o) }
 	return fsys, nil
 }
 
 // pathError names the image and the path that an error of its file system is about.
 func (i *image) pathError(err error) error {
 	if e, ok := err.(*fs.PathError); ok {
-		return fmt.Errorf("%s: %s: %w", i.name, printable("/"+strings.TrimPrefix(e.Path, ".")), e.Err)
+		return fmt.Errorf("%s: %s: %w", i.name, fstree.Printable("/"+strings.TrimPrefix(e.Path, ".")), e.Err)
 	}
 	return fmt.Errorf("%s: %w", i.name, err)
 }
@@ -166,7 +167,7 @@ func (l *lister) directory(name string, first bool) error {
 		if !first {
 			l.out.WriteByte('\n')
 		}
-		fmt.Fprintf(l.out, "%s:\n", printable("/"+strings.TrimPrefix(name, ".")))
+		fmt.Fprintf(l.out, "%s:\n", fstree.Printable("/"+strings.TrimPrefix(name, ".")))
 	}
 	if !each {
 		if err := l.print(entries); err != nil || !l.recursive {
@@ -190,13 +191,13 @@ func (l *lister) directory(name string, first bool) error {
 
 func newEntry(name, base string, i *fstree.Inode) lsEntry {
 	e := lsEntry{
-		Path: printable("/" + name), Type: fstree.TypeName(i.Type()), Mode: fmt.Sprintf("%04o", i.Perm), Nlink: i.Nlink, UID: i.UID, GID: i.GID,
+		Path: fstree.Printable("/" + name), Type: fstree.TypeName(i.Type()), Mode: fmt.Sprintf("%04o", i.Perm), Nlink: i.Nlink, UID: i.UID, GID: i.GID,
 		Size: i.Size(), Mtime: time.Unix(i.Mtime.Sec, int64(i.Mtime.Nsec)).UTC().Format("2006-01-02T15:04:05.000000000Z07:00"),
-		name: printable(base), kind: i.Mode(),
+		name: fstree.Printable(base), kind: i.Mode(),
 	}
 	switch c := i.Content.(type) {
 	case fstree.Symlink:
-		e.Target = printable(string(c))
+		e.Target = fstree.Printable(string(c))
 	case fstree.Device:
 		e.Device = c.String()
 	case *fstree.Object:
@@ -322,7 +323,7 @@ func catFile(w io.Writer, fsys *erofs.FS, name string) error {
 		err = fmt.Errorf("is a directory (list it with: ls)")
 	}
 	if err == nil {
-		err = copyContent(w, f, uint64(info.Size()))
+		err = extract.Copy(w, f, uint64(info.Size()))
 	}
 	if err != nil {
 		return &fs.PathError{Op: "read", Path: name, Err: err}

@@ -1,4 +1,4 @@
-package main
+package extract
 
 import (
 	"context"
@@ -20,16 +20,16 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
-// extraction writes a tree into a directory.
+// Extraction writes a tree into a directory.
 //
 // Everything is made relative to the descriptor of its directory, which was opened by its name and not through a symbolic
 // link. So nothing is written elsewhere, whatever the image has for names and targets, and whoever else writes there. First
 // come directories, which are the writer's alone as yet, and files; then the further names of files; then what directories
 // have for owner, permissions and time, which would change or forbid the rest.
-type extraction struct {
-	objects *objects
-	root    bool // effective uid 0
-	force   bool // replace what is there
+type Extraction struct {
+	Objects *Objects
+	Root    bool // owners, devices and privileged attributes can be made
+	Force   bool // replace what is there
 
 	jobs    chan fileJob
 	first   map[*fstree.Inode]string // the first name of every file
@@ -37,8 +37,9 @@ type extraction struct {
 	missing map[*fstree.Inode]bool // devices that were left out
 	noClone atomic.Bool            // the file system cannot share data
 
-	files, bytes, cloned           atomic.Int64
-	owners, setID, devices, xattrs atomic.Int64 // left out
+	// What has been done so far; others may look while it goes on.
+	Files, Bytes, Cloned           atomic.Int64
+	Owners, SetID, Devices, Xattrs atomic.Int64 // left out
 	failed                         atomic.Bool
 	mu                             sync.Mutex
 	err                            error
@@ -67,7 +68,8 @@ func (d *targetDir) release() {
 	}
 }
 
-func (x *extraction) run(ctx context.Context, tree *fstree.Tree, dir string) error {
+// Run writes the tree into a directory that is there. Without an error, everything is as in the tree but for what was left out.
+func (x *Extraction) Run(ctx context.Context, tree *fstree.Tree, dir string) error {
 	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: dir, Err: err}
@@ -101,10 +103,10 @@ func (x *extraction) run(ctx context.Context, tree *fstree.Tree, dir string) err
 }
 
 // at puts the path before an error; that of the root is "".
-func at(path string, err error) error { return fmt.Errorf("%s: %w", printable(path), err) }
+func at(path string, err error) error { return fmt.Errorf("%s: %w", fstree.Printable(path), err) }
 
 // directory makes what is in a directory, and closes it.
-func (x *extraction) directory(ctx context.Context, fd int, dir string, inode *fstree.Inode) error {
+func (x *Extraction) directory(ctx context.Context, fd int, dir string, inode *fstree.Inode) error {
 	d := &targetDir{fd: fd}
 	d.refs.Store(1)
 	defer d.release()
@@ -141,16 +143,16 @@ func (x *extraction) directory(ctx context.Context, fd int, dir string, inode *f
 		if err := x.special(fd, e.Name, e.Inode); err != nil {
 			return at(p, err)
 		}
-		x.files.Add(1)
+		x.Files.Add(1)
 	}
 	return nil
 }
 
 // mkdir makes a directory that is its maker's alone, and opens it.
-func (x *extraction) mkdir(parent int, name string) (int, error) {
+func (x *Extraction) mkdir(parent int, name string) (int, error) {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	err := unix.Mkdirat(parent, name, 0o700)
-	if err == unix.EEXIST && x.force {
+	if err == unix.EEXIST && x.Force {
 		fd, err := openat(parent, name, flags)
 		if err == nil {
 			if err = unix.Fchmod(fd, 0o700); err != nil {
@@ -183,9 +185,9 @@ func openat(dir int, name string, flags int) (int, error) {
 }
 
 // create makes what is not a directory. What has the name already is removed, if that is asked for.
-func (x *extraction) create(dir int, name string, create func() error) error {
+func (x *Extraction) create(dir int, name string, create func() error) error {
 	err := create()
-	if err != unix.EEXIST || !x.force {
+	if err != unix.EEXIST || !x.Force {
 		return err
 	}
 	if err := unix.Unlinkat(dir, name, 0); err == unix.EISDIR {
@@ -197,13 +199,13 @@ func (x *extraction) create(dir int, name string, create func() error) error {
 }
 
 // special makes a symlink, device, pipe or socket.
-func (x *extraction) special(dir int, name string, i *fstree.Inode) error {
+func (x *Extraction) special(dir int, name string, i *fstree.Inode) error {
 	err := x.create(dir, name, func() error {
 		switch c := i.Content.(type) {
 		case fstree.Symlink:
 			return unix.Symlinkat(string(c), dir, name)
 		case fstree.Device:
-			if !x.root && (c.Block || c.Rdev != 0) { // a whiteout is no device, and everybody's
+			if !x.Root && (c.Block || c.Rdev != 0) { // a whiteout is no device, and everybody's
 				return unix.EPERM
 			}
 			return unix.Mknodat(dir, name, i.Type()|0o600, int(unix.Mkdev(c.Major(), c.Minor())))
@@ -211,7 +213,7 @@ func (x *extraction) special(dir int, name string, i *fstree.Inode) error {
 		return unix.Mknodat(dir, name, i.Type()|0o600, 0)
 	})
 	if _, device := i.Content.(fstree.Device); device && err == unix.EPERM {
-		x.devices.Add(1)
+		x.Devices.Add(1)
 		x.missing[i] = true
 		return nil
 	}
@@ -227,7 +229,7 @@ func (x *extraction) special(dir int, name string, i *fstree.Inode) error {
 }
 
 // work writes files until there are no more; after an error it only closes their directories.
-func (x *extraction) work() {
+func (x *Extraction) work() {
 	for j := range x.jobs {
 		if !x.failed.Load() {
 			if err := x.file(j); err != nil {
@@ -243,7 +245,7 @@ func (x *extraction) work() {
 	}
 }
 
-func (x *extraction) file(j fileJob) error {
+func (x *Extraction) file(j fileJob) error {
 	var fd int
 	err := x.create(j.dir.fd, j.name, func() (err error) {
 		fd, err = openat(j.dir.fd, j.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC)
@@ -270,24 +272,24 @@ func (x *extraction) file(j fileJob) error {
 		unix.Unlinkat(j.dir.fd, j.name, 0)
 		return err
 	}
-	x.files.Add(1)
+	x.Files.Add(1)
 	return nil
 }
 
 // content copies an object. The digest is that of what has been written, so it does not matter who changes the object
 // meanwhile, nor that sharing data goes past the checks of fs-verity.
-func (x *extraction) content(f *os.File, o *fstree.Object) error {
-	from, err := x.objects.find(o)
+func (x *Extraction) content(f *os.File, o *fstree.Object) error {
+	from, err := x.Objects.find(o)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
 	var written fsverity.Digest
 	if x.clone(f, from.File) {
-		x.cloned.Add(1)
-		written, err = x.objects.digest(from.digest.Algorithm(), io.NewSectionReader(f, 0, math.MaxInt64))
+		x.Cloned.Add(1)
+		written, err = x.Objects.digest(from.digest.Algorithm(), io.NewSectionReader(f, 0, math.MaxInt64))
 	} else {
-		written, err = x.objects.digest(from.digest.Algorithm(), io.TeeReader(from, f))
+		written, err = x.Objects.digest(from.digest.Algorithm(), io.TeeReader(from, f))
 	}
 	if err == nil && written != from.digest {
 		err = repo.ErrCorrupt
@@ -295,12 +297,12 @@ func (x *extraction) content(f *os.File, o *fstree.Object) error {
 	if err != nil {
 		return fmt.Errorf("object %v: %w", from.digest, err)
 	}
-	x.bytes.Add(int64(o.Size))
+	x.Bytes.Add(int64(o.Size))
 	return nil
 }
 
 // clone makes a file share the data of another one, and reports whether it does.
-func (x *extraction) clone(to, from *os.File) bool {
+func (x *Extraction) clone(to, from *os.File) bool {
 	if x.noClone.Load() {
 		return false
 	}
@@ -313,23 +315,23 @@ func (x *extraction) clone(to, from *os.File) bool {
 
 // metadata sets owner, permissions, attributes and time, in an order in which none undoes another one. A descriptor that is
 // only a place (O_PATH) is not good for all of it, but its name in /proc is.
-func (x *extraction) metadata(fd int, place bool, i *fstree.Inode) error {
+func (x *Extraction) metadata(fd int, place bool, i *fstree.Inode) error {
 	proc := fmt.Sprintf("/proc/self/fd/%d", fd)
 	perm := i.Perm
-	if x.root {
+	if x.Root {
 		if i.UID == math.MaxUint32 || i.GID == math.MaxUint32 {
-			x.owners.Add(1) // the kernel takes these for "as it is"
+			x.Owners.Add(1) // the kernel takes these for "as it is"
 		}
 		if err := unix.Fchownat(fd, "", int(i.UID), int(i.GID), unix.AT_EMPTY_PATH); err != nil {
 			return os.NewSyscallError("chown", err)
 		}
 	} else {
 		if int(i.UID) != os.Geteuid() || int(i.GID) != os.Getegid() {
-			x.owners.Add(1)
+			x.Owners.Add(1)
 		}
 		if perm&0o6000 != 0 {
 			perm &^= 0o6000 // they would stand for another user than in the image
-			x.setID.Add(1)
+			x.SetID.Add(1)
 		}
 	}
 	if i.Type() != fstree.TypeSymlink {
@@ -344,8 +346,8 @@ func (x *extraction) metadata(fd int, place bool, i *fstree.Inode) error {
 		}
 	}
 	for _, a := range i.Xattrs {
-		if !x.root && (strings.HasPrefix(a.Name, "trusted.") || strings.HasPrefix(a.Name, "security.")) {
-			x.xattrs.Add(1)
+		if !x.Root && (strings.HasPrefix(a.Name, "trusted.") || strings.HasPrefix(a.Name, "security.")) {
+			x.Xattrs.Add(1)
 			continue
 		}
 		var err error
@@ -355,9 +357,9 @@ func (x *extraction) metadata(fd int, place bool, i *fstree.Inode) error {
 			err = unix.Fsetxattr(fd, a.Name, a.Value, 0)
 		}
 		if err == unix.EOPNOTSUPP || err == unix.EPERM {
-			x.xattrs.Add(1)
+			x.Xattrs.Add(1)
 		} else if err != nil {
-			return fmt.Errorf("attribute %s: %w", printable(a.Name), err)
+			return fmt.Errorf("attribute %s: %w", fstree.Printable(a.Name), err)
 		}
 	}
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: i.Mtime.Sec, Nsec: int64(i.Mtime.Nsec)}}
@@ -365,7 +367,7 @@ func (x *extraction) metadata(fd int, place bool, i *fstree.Inode) error {
 }
 
 // linkAll gives files their further names.
-func (x *extraction) linkAll(root int) error {
+func (x *Extraction) linkAll(root int) error {
 	for _, l := range x.links {
 		err := x.link(root, l)
 		if err != nil {
@@ -375,7 +377,7 @@ func (x *extraction) linkAll(root int) error {
 	return nil
 }
 
-func (x *extraction) link(root int, l hardLink) error {
+func (x *Extraction) link(root int, l hardLink) error {
 	from, err := openBelow(root, path.Dir(l.first))
 	if err != nil {
 		return err
@@ -406,7 +408,7 @@ func openBelow(root int, dir string) (int, error) {
 }
 
 // finish sets the metadata of directories, each after what is in it.
-func (x *extraction) finish(fd int, dir string, inode *fstree.Inode) error {
+func (x *Extraction) finish(fd int, dir string, inode *fstree.Inode) error {
 	for _, e := range inode.Dir().Entries {
 		if e.Inode.Dir() == nil {
 			continue
