@@ -22,9 +22,10 @@ demo: build
 	internal/setup packages
 	examples/demo
 
+# The table is examples/bench/results.txt, the drawings are beside it. cfsctl takes part if "make interop" has built it.
 bench: setup
-	go test -run '^$$' -bench . -benchtime 1s ./repo/... ./boot/selinux
-	go test -tags bench -run TestBench -v -timeout 30m ./cmd/composefs-boot
+	go test -tags bench -count 1 -run TestBench -v -timeout 30m ./cmd/composefs-boot
+	cd examples/bench && go run ./plot
 
 # The tools of composefs-rs are built from their crates, which takes about ten minutes.
 interop: setup

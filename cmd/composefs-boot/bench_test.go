@@ -4,219 +4,139 @@ package main
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
+	"encoding/csv"
+	"encoding/json"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 )
 
-// sample is one run of a program.
-type sample struct {
-	wall time.Duration
-	peak int64 // KiB
+// TestBench compares this program with its peers on the same work in one run, and writes the table to
+// examples/bench/results.txt and the measurements to results.csv. A run of some parts (-run TestBench/hash) writes nothing.
+// No part fails for being slow, only if the results of two programs differ. It needs 20 GiB of disk, which are free again
+// afterwards: nothing is deleted in between, since ext4 searches long for inodes that were deleted a moment ago.
+func TestBench(t *testing.T) {
+	b := newBench(t)
+	parts := []struct {
+		name string
+		run  func(t *testing.T)
+	}{
+		{"hash", b.hash}, {"digest", b.digest}, {"selinux", b.selinux}, {"import", b.imports}, {"dumpfile", b.dumpfile},
+		{"files", b.files}, {"read", b.read}, {"diff", b.diff}, {"bytes", b.bytes}, {"million", b.million},
+	}
+	done := 0
+	for _, p := range parts {
+		t.Run(p.name, func(t *testing.T) {
+			p.run(t)
+			done++
+		})
+	}
+	if done == len(parts) && !t.Failed() {
+		b.save(t)
+	}
 }
 
-// A program's peak begins with what the process has that starts it. So each is started by a fresh process of this test, which
-// has little, and prints what the program took.
-func init() {
-	if os.Getenv("BENCH_MEASURE") == "" {
-		return
-	}
-	os.Unsetenv("BENCH_MEASURE")
-	cmd := exec.Command(os.Args[1], os.Args[2:]...)
-	cmd.Stdin, cmd.Stderr = os.Stdin, os.Stderr
-	start := time.Now()
-	if err := cmd.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	fmt.Println(time.Since(start).Nanoseconds(), cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
-	os.Exit(0)
+// bench is what the parts have in common.
+type bench struct {
+	dir      string // of everything that is made
+	tree     string // a Debian
+	ours     string
+	cfsctl   string // "" if it is not there
+	packages string // examples/bench/packages
+	flags    map[string]bool
+	top      string
+
+	table strings.Builder
+	csv   [][]string
 }
 
-func measure(t *testing.T, prepare func(), stdin string, args ...string) sample {
-	t.Helper()
-	if prepare != nil {
-		prepare()
+func newBench(t *testing.T) *bench {
+	b := &bench{dir: t.TempDir(), tree: vm.Cache(t, "os/trixie"), top: vm.Top(t), flags: map[string]bool{}}
+	b.ours = filepath.Join(b.top, "bin/composefs-boot")
+	// What the runs remember is not for the user's own.
+	t.Setenv("XDG_CACHE_HOME", filepath.Join(b.dir, "remembered"))
+
+	cache := filepath.Dir(vm.Cache(t, "forky"))
+	b.packages = filepath.Join(b.dir, "packages")
+	if out, err := exec.Command("go", "-C", filepath.Join(b.top, "examples/bench"), "build", "-o", b.packages, "./packages").CombinedOutput(); err != nil {
+		t.Fatalf("examples/bench/packages: %v\n%s", err, out)
 	}
-	cmd := exec.Command(os.Args[0], args...)
-	cmd.Env = append(os.Environ(), "BENCH_MEASURE=1")
-	if stdin != "" {
-		f, err := os.Open(stdin)
-		if err != nil {
+	cpu, _ := os.ReadFile("/proc/cpuinfo")
+	var flags []string
+	for _, f := range []string{"sha_ni", "avx2", "avx512f"} {
+		if b.flags[f] = strings.Contains(string(cpu), " "+f); b.flags[f] {
+			flags = append(flags, f)
+		}
+	}
+	b.printf("%s, %d processors, features: %s\n", time.Now().Format("2006-01-02"), runtime.NumCPU(), strings.Join(flags, " "))
+	peers := []string{"mkcomposefs " + debianVersion(t, filepath.Join(cache, "forky"), "composefs")}
+	cfsctl := filepath.Join(cache, "cargo/bin/cfsctl")
+	if version, err := exec.Command(cfsctl, "--version").Output(); err == nil {
+		b.cfsctl = cfsctl
+		peers = append(peers, strings.TrimSpace(string(version)))
+	}
+	peers = append(peers, "crypto of "+runtime.Version(), b.module(t, "github.com/minio/sha256-simd"), b.module(t, "github.com/erofs/go-erofs"))
+	b.printf("peers: %s\n", strings.Join(peers, ", "))
+	b.printf("the tree: a Debian of %s\n", treeSize(t, b.tree))
+	b.printf("medians of runs in turn, time and peak of memory; ratios are ours to the peer's, in brackets what they are to be at most\n\n")
+	b.printf("%-52s %20s   %-17s %20s   %-14s %s\n", "", "composefs-boot", "peer", "", "time (target)", "memory (target)")
+	b.csv = [][]string{{"what", "size", "program", "seconds", "peak KiB"}}
+	return b
+}
+
+// printf writes to the table and, so that one sees how far it is, to the terminal.
+func (b *bench) printf(format string, args ...any) {
+	fmt.Printf(format, args...)
+	fmt.Fprintf(&b.table, format, args...)
+}
+
+func (b *bench) save(t *testing.T) {
+	var numbers bytes.Buffer
+	if err := csv.NewWriter(&numbers).WriteAll(b.csv); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string][]byte{"results.txt": []byte(b.table.String()), "results.csv": numbers.Bytes()} {
+		if err := os.WriteFile(filepath.Join(b.top, "examples/bench", name), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		defer f.Close()
-		cmd.Stdin = f
 	}
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%q: %v: %s", args, err, errs.String())
-	}
-	var s sample
-	if _, err := fmt.Sscan(string(out), &s.wall, &s.peak); err != nil {
-		t.Fatalf("%q: %v: %q", args, err, out)
-	}
-	return s
 }
 
-// pair runs two programs in turn and prints the medians and the ratio of the medians, ours to the peer's.
-func pair(t *testing.T, what string, ours, peer func() sample) {
+// module returns name and version of a module that examples/bench requires.
+func (b *bench) module(t *testing.T, path string) string {
 	t.Helper()
-	const runs = 7
-	var a, b []sample
-	for range runs {
-		a = append(a, ours())
-		b = append(b, peer())
+	out, err := exec.Command("go", "-C", filepath.Join(b.top, "examples/bench"), "list", "-m", "-json", path).Output()
+	var m struct{ Version string }
+	if err == nil {
+		err = json.Unmarshal(out, &m)
 	}
-	median := func(list []sample) (time.Duration, int64) {
-		var walls []time.Duration
-		var peaks []int64
-		for _, s := range list {
-			walls, peaks = append(walls, s.wall), append(peaks, s.peak)
-		}
-		slices.Sort(walls)
-		slices.Sort(peaks)
-		return walls[runs/2], peaks[runs/2]
-	}
-	wallA, peakA := median(a)
-	wallB, peakB := median(b)
-	fmt.Printf("%-44s %8.3fs %6.1f MiB   peer %8.3fs %6.1f MiB   time x%.2f memory x%.2f\n", what, wallA.Seconds(),
-		float64(peakA)/1024, wallB.Seconds(), float64(peakB)/1024, float64(wallA)/float64(wallB), float64(peakA)/float64(peakB))
-}
-
-func cpuFlags() string {
-	text, _ := os.ReadFile("/proc/cpuinfo")
-	var have []string
-	for _, flag := range []string{"sha_ni", "avx2", "avx512f"} {
-		if strings.Contains(string(text), " "+flag) {
-			have = append(have, flag)
-		}
-	}
-	return strings.Join(have, " ")
-}
-
-// TestBench compares this program with its peers on the same work in one run.
-func TestBench(t *testing.T) {
-	ours := filepath.Join(vm.Top(t), "bin/composefs-boot")
-	dir := t.TempDir()
-	fmt.Printf("%s, %d processors, flags: %s\n", time.Now().Format("2006-01-02"), runtime.NumCPU(), cpuFlags())
-
-	dump := filepath.Join(dir, "dump")
-	if err := os.WriteFile(dump, dumpOf(64_000), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	image := filepath.Join(dir, "image")
-	fmt.Println("peer: mkcomposefs 1.0.8")
-	pair(t, "dumpfile of 64,000 lines to image",
-		func() sample { return measure(t, nil, dump, "/bin/sh", "-c", "exec "+ours+" dump-to-image > "+image) },
-		func() sample {
-			return measure(t, nil, "", vm.Peer(t, "usr/bin/mkcomposefs", "--from-file", "--min-version=1", dump, image+"2").Args...)
-		})
-	if one, two := digestFile(t, image), digestFile(t, image+"2"); one != two {
-		t.Errorf("the images differ: %s and %s", one, two)
-	}
-
-	tree := vm.Cache(t, "os/trixie")
-	pair(t, "digest of a Debian, as mkcomposefs",
-		func() sample { return measure(t, nil, "", ours, "mkcomposefs", "--print-digest-only", tree) },
-		func() sample {
-			return measure(t, nil, "", vm.Peer(t, "usr/bin/mkcomposefs", "--print-digest-only", tree).Args...)
-		})
-	store := func(name string) (path string, fresh func()) {
-		path = filepath.Join(dir, name)
-		return path, func() { os.RemoveAll(path); syscall.Sync() }
-	}
-	storeA, freshA := store("ours")
-	storeB, freshB := store("peer")
-	pair(t, "and into a fresh digest store",
-		func() sample {
-			return measure(t, freshA, "", ours, "mkcomposefs", "--digest-store="+storeA, tree, image)
-		},
-		func() sample {
-			return measure(t, freshB, "", vm.Peer(t, "usr/bin/mkcomposefs", "--digest-store="+storeB, tree, image+"2").Args...)
-		})
-
-	peer := filepath.Join(filepath.Dir(vm.Cache(t, "forky")), "cargo/bin/cfsctl")
-	version, err := exec.Command(peer, "--version").Output()
 	if err != nil {
-		fmt.Println("cfsctl is not there: \"make interop\" builds it")
-		return
+		t.Fatalf("%s: %v", path, err)
 	}
-	fmt.Printf("peer: %s; a Debian of %s\n", strings.TrimSpace(string(version)), treeSize(t, tree))
-	for _, hash := range []string{"sha256", "sha512"} {
-		pair(t, "digest of the tree, "+hash,
-			func() sample { return measure(t, nil, "", ours, "-q", "--no-repo", "--hash", hash, "compute-id", tree) },
-			func() sample { return measure(t, nil, "", peer, "--no-repo", "--hash", hash, "compute-id", tree) })
-		repository := filepath.Join(dir, "repo")
-		fresh := func() {
-			os.RemoveAll(repository)
-			measure(t, nil, "", ours, "--hash", hash, "init", "--insecure", repository)
-			syscall.Sync()
-		}
-		pair(t, "the tree into a fresh repository, "+hash,
-			func() sample { return measure(t, fresh, "", ours, "-q", "--repo", repository, "create-image", tree) },
-			func() sample { return measure(t, fresh, "", peer, "--repo", repository, "create-image", tree) })
-		pair(t, "again, all objects there, "+hash,
-			func() sample { return measure(t, nil, "", ours, "-q", "--repo", repository, "create-image", tree) },
-			func() sample { return measure(t, nil, "", peer, "--repo", repository, "create-image", tree) })
-		pair(t, "fsck, "+hash,
-			func() sample { return measure(t, nil, "", ours, "-q", "--repo", repository, "fsck") },
-			func() sample { return measure(t, nil, "", peer, "--repo", repository, "fsck") })
-	}
+	return filepath.Base(path) + " " + m.Version
 }
 
-func digestFile(t *testing.T, path string) string {
+// debianVersion returns the version of a package that is installed below root.
+func debianVersion(t *testing.T, root, name string) string {
 	t.Helper()
-	b, err := os.ReadFile(path)
+	status, err := os.ReadFile(filepath.Join(root, "var/lib/dpkg/status"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
-}
-
-func treeSize(t *testing.T, dir string) string {
-	t.Helper()
-	var total int64
-	files := 0
-	filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if err == nil && e.Type().IsRegular() {
-			if info, err := e.Info(); err == nil {
-				total += info.Size()
-				files++
-			}
+	for entry := range strings.SplitSeq(string(status), "\n\n") {
+		if strings.HasPrefix(entry, "Package: "+name+"\n") {
+			_, rest, _ := strings.Cut(entry, "\nVersion: ")
+			version, _, _ := strings.Cut(rest, "\n")
+			return version
 		}
-		return nil
-	})
-	return fmt.Sprintf("%d files, %s", files, size(total))
-}
-
-// dumpOf makes a dumpfile of n files in directories of a hundred, each with an object and a label.
-func dumpOf(n int) []byte {
-	var b bytes.Buffer
-	b.WriteString("/ 4096 40755 2 0 0 0 0.0 - - -\n")
-	for k := range n {
-		if k%100 == 0 {
-			fmt.Fprintf(&b, "/d%05d 4096 40755 2 0 0 0 1700000000.0 - - - security.selinux=system_u:object_r:usr_t:s0\\x00\n", k/100)
-		}
-		sum := sha256.Sum256(fmt.Append(nil, k))
-		h := hex.EncodeToString(sum[:])
-		fmt.Fprintf(&b, "/d%05d/file-%02d %d 100644 1 0 0 0 1700000000.%d %s/%s - %s security.selinux=system_u:object_r:usr_t:s0\\x00\n",
-			k/100, k%100, 65+k, k, h[:2], h[2:], h)
 	}
-	return b.Bytes()
+	t.Fatalf("%s: %s is not installed", root, name)
+	return ""
 }
