@@ -7,21 +7,21 @@ import "testing"
 // hash compares the ways to hash a gigabyte of blocks of 4 KiB on one processor. Ours makes a tree over them, too, which is
 // one block in 128 or 64.
 func (b *bench) hash(t *testing.T) {
-	way := func(way, algorithm string, env ...string) command {
-		return command{args: []string{b.packages, "hash", way, algorithm, "1024"}, env: append(env, "GOMAXPROCS=1")}
+	way := func(way, algorithm string, env ...string) invocation {
+		return invocation{args: []string{b.packages, "hash", way, algorithm, "1024"}, env: append(env, "GOMAXPROCS=1")}
 	}
 	ours := func(algorithm string, env ...string) func(int) sample {
 		return func(int) sample { return way("fsverity", algorithm, env...).measure(t) }
 	}
-	plain := func(target float64) side {
+	plain := func(target float64) rival {
 		return always(t, "crypto, no SHA-NI", way("standard", "sha256", "GODEBUG=cpu.sha=off"), target)
 	}
 	shaNI := always(t, "crypto, SHA-NI", way("standard", "sha256"), 1)
-	standard := func(target float64) side { return always(t, "crypto", way("standard", "sha512"), target) }
+	standard := func(target float64) rival { return always(t, "crypto", way("standard", "sha512"), target) }
 
 	const runs = 3
 	if b.flags["avx512f"] {
-		peers := []side{plain(0.25)}
+		peers := []rival{plain(0.25)}
 		if b.flags["sha_ni"] {
 			peers = append(peers, shaNI)
 		}

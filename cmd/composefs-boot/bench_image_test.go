@@ -27,7 +27,7 @@ func (b *bench) dumpfile(t *testing.T) {
 }
 
 // fromDump returns the commands that make an image of a dumpfile.
-func (b *bench) fromDump(t *testing.T, dump string) (ours, theirs command) {
+func (b *bench) fromDump(t *testing.T, dump string) (ours, theirs invocation) {
 	ours = b.us("dump-to-image")
 	ours.in, ours.out = dump, dump+".ours"
 	return ours, cTool(t, "--from-file", "--min-version=1", dump, dump+".theirs")
@@ -39,7 +39,7 @@ func (b *bench) files(t *testing.T) {
 	for _, c := range []struct{ files, runs int }{{10_000, 7}, {100_000, 5}, {1_000_000, 3}} {
 		dump := b.dump(t, c.files, false)
 		ours, theirs := b.fromDump(t, dump)
-		peers := []side{always(t, "mkcomposefs", theirs)}
+		peers := []rival{always(t, "mkcomposefs", theirs)}
 		if c.files == 1_000_000 {
 			peers[0] = peers[0].atMost(0.25, 0.5)
 			// Under the name mkcomposefs cfsctl reads dumpfiles.
@@ -49,7 +49,7 @@ func (b *bench) files(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			peers = append(peers, always(t, "cfsctl", command{args: []string{name, "--from-file", "--min-version=1", dump, dump + ".cfsctl"}}, 0.25, 0.5))
+			peers = append(peers, always(t, "cfsctl", invocation{args: []string{name, "--from-file", "--min-version=1", dump, dump + ".cfsctl"}}, 0.25, 0.5))
 		}
 		s := b.compare("image from a dumpfile, files", c.files, c.runs, always(t, "", ours).run, peers...)
 		if c.files == 1_000_000 {
@@ -63,14 +63,14 @@ func (b *bench) files(t *testing.T) {
 // read compares reading all of an image's metadata.
 func (b *bench) read(t *testing.T) {
 	image := b.image(t, 100_000, false)
-	way := func(with string) command { return command{args: []string{b.packages, "read", with, image}} }
+	way := func(with string) invocation { return invocation{args: []string{b.packages, "read", with, image}} }
 	b.compare("an image of 100,000 files read to a tree", 0, 7, always(t, "", way("erofs")).run, always(t, "go-erofs, a walk", way("go-erofs"), 1))
 }
 
-// diff compares two images that differ in the last file. Without such a command one compares their dumps.
+// diff compares two images that differ in the last file. Without such a invocation one compares their dumps.
 func (b *bench) diff(t *testing.T) {
 	if exec.Command(b.ours, "diff", "--help").Run() != nil {
-		b.printf("diff of two images of 100,000 files: there is no such command yet\n")
+		b.printf("diff of two images of 100,000 files: there is no such invocation yet\n")
 		return
 	}
 	one, two := b.image(t, 100_000, false), b.image(t, 100_000, true)
@@ -79,7 +79,7 @@ func (b *bench) diff(t *testing.T) {
 	ours := b.us("diff", one, two)
 	ours.exit = 1
 	b.compare("diff of two images of 100,000 files", 0, 5, always(t, "", ours).run, always(t, "dumps, diff(1)",
-		command{args: append([]string{"sh", "-c", script, one}, info...), env: []string{"OTHER=" + two}, exit: 1}))
+		invocation{args: append([]string{"sh", "-c", script, one}, info...), env: []string{"OTHER=" + two}, exit: 1}))
 }
 
 // image makes the image of a dumpfile.

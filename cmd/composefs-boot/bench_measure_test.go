@@ -17,8 +17,8 @@ import (
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 )
 
-// command is a program to measure.
-type command struct {
+// invocation is a program to measure.
+type invocation struct {
 	args    []string
 	env     []string
 	in, out string // files for standard input and output; "" for none
@@ -52,7 +52,7 @@ func init() {
 	os.Exit(0)
 }
 
-func (c command) measure(t *testing.T) sample {
+func (c invocation) measure(t *testing.T) sample {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], c.args...)
 	cmd.Env = append(append(os.Environ(), c.env...), fmt.Sprintf("BENCH_MEASURE=%d", c.exit))
@@ -84,34 +84,34 @@ func (c command) measure(t *testing.T) sample {
 }
 
 // us is this program, quiet.
-func (b *bench) us(args ...string) command {
-	return command{args: append([]string{b.ours, "-q"}, args...)}
+func (b *bench) us(args ...string) invocation {
+	return invocation{args: append([]string{b.ours, "-q"}, args...)}
 }
 
 // them is cfsctl.
-func (b *bench) them(args ...string) command {
-	return command{args: append([]string{b.cfsctl}, args...)}
+func (b *bench) them(args ...string) invocation {
+	return invocation{args: append([]string{b.cfsctl}, args...)}
 }
 
 // cTool is mkcomposefs, the C tool.
-func cTool(t *testing.T, args ...string) command {
-	return command{args: vm.Peer(t, "usr/bin/mkcomposefs", args...).Args}
+func cTool(t *testing.T, args ...string) invocation {
+	return invocation{args: vm.Peer(t, "usr/bin/mkcomposefs", args...).Args}
 }
 
-// side is a program in a comparison. It is called with the number of the run.
-type side struct {
+// rival is a program in a comparison. It is called with the number of the run.
+type rival struct {
 	name         string
 	run          func(k int) sample
 	time, memory float64 // what the ratio of ours to this one is to be at most; 0: nothing is said
 }
 
-// always is the side of a command that is the same in every run.
-func always(t *testing.T, name string, c command, targets ...float64) side {
-	s := side{name: name, run: func(int) sample { return c.measure(t) }}
+// always is the rival of a invocation that is the same in every run.
+func always(t *testing.T, name string, c invocation, targets ...float64) rival {
+	s := rival{name: name, run: func(int) sample { return c.measure(t) }}
 	return s.atMost(targets...)
 }
 
-func (s side) atMost(targets ...float64) side {
+func (s rival) atMost(targets ...float64) rival {
 	if len(targets) > 0 {
 		s.time = targets[0]
 	}
@@ -125,7 +125,7 @@ const installCfsctl = "cfsctl is not there: cargo install --root .cache/cargo co
 
 // compare runs this program and its peers in turn and prints a row for each peer. It returns our median. A size other than 0
 // is of rows that differ in nothing else, as the drawings show them.
-func (b *bench) compare(what string, size, runs int, ours func(k int) sample, peers ...side) sample {
+func (b *bench) compare(what string, size, runs int, ours func(k int) sample, peers ...rival) sample {
 	samples := make([][]sample, 1+len(peers))
 	for k := range runs {
 		samples[0] = append(samples[0], ours(k))

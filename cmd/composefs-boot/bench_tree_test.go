@@ -28,7 +28,7 @@ func (b *bench) digest(t *testing.T) {
 		ours, theirs := b.us("--no-repo", "--hash", hash, "compute-id", b.tree), b.them("--no-repo", "--hash", hash, "compute-id", b.tree)
 		uncached := b.us("--no-repo", "--hash", hash, "compute-id", "--no-cache", b.tree)
 		b.same(t, ours, theirs) // from here on the cache is filled
-		peers := []side{always(t, "cfsctl", theirs, 0.35)}
+		peers := []rival{always(t, "cfsctl", theirs, 0.35)}
 		if hash == "sha256" {
 			peers = append(peers, always(t, "mkcomposefs", cTool(t, "--print-digest-only", b.tree), 0.35))
 		}
@@ -38,7 +38,7 @@ func (b *bench) digest(t *testing.T) {
 }
 
 // same fails the test if our program and cfsctl do not print the same.
-func (b *bench) same(t *testing.T, ours, theirs command) {
+func (b *bench) same(t *testing.T, ours, theirs invocation) {
 	t.Helper()
 	if b.cfsctl == "" {
 		return
@@ -159,7 +159,7 @@ func (b *bench) imports(t *testing.T) {
 		name := func(who string, k int) string { return fmt.Sprintf("repo-%s-%s-%d", who, hash, k) }
 		b.compare("the tree into a fresh repository, "+hash, 0, runs, func(k int) sample {
 			return b.us("--repo", b.initRepo(t, hash, name("ours", k)), "create-image", "--no-cache", b.tree, "it").measure(t)
-		}, side{name: "cfsctl", run: func(k int) sample {
+		}, rival{name: "cfsctl", run: func(k int) sample {
 			return b.them("--repo", b.initRepo(t, hash, name("theirs", k)), "create-image", b.tree, "it").measure(t)
 		}}.atMost(0.5))
 
@@ -179,16 +179,16 @@ func (b *bench) imports(t *testing.T) {
 	}
 
 	image := filepath.Join(b.dir, "store.cfs")
-	ours := func(k int) command {
-		return command{args: []string{b.ours, "mkcomposefs", fmt.Sprintf("--digest-store=%s/store-ours-%d", b.dir, k), b.tree, image}}
+	ours := func(k int) invocation {
+		return invocation{args: []string{b.ours, "mkcomposefs", fmt.Sprintf("--digest-store=%s/store-ours-%d", b.dir, k), b.tree, image}}
 	}
-	theirs := func(k int) command {
+	theirs := func(k int) invocation {
 		return cTool(t, fmt.Sprintf("--digest-store=%s/store-theirs-%d", b.dir, k), b.tree, image+"2")
 	}
 	b.compare("the tree into a fresh digest store, sha256", 0, 5, func(k int) sample {
 		syscall.Sync()
 		return ours(k).measure(t)
-	}, side{name: "mkcomposefs", run: func(k int) sample {
+	}, rival{name: "mkcomposefs", run: func(k int) sample {
 		syscall.Sync()
 		return theirs(k).measure(t)
 	}}.atMost(0.5))
@@ -221,7 +221,7 @@ func (b *bench) bytes(t *testing.T) {
 			always(t, "cfsctl", b.them("--no-repo", "compute-id", tree)))
 		b.compare("import of random content", size, runs, func(k int) sample {
 			return b.us("--repo", b.initRepo(t, "sha512", fmt.Sprintf("random-ours-%d-%d", mib, k)), "create-image", "--no-cache", tree).measure(t)
-		}, side{name: "cfsctl", run: func(k int) sample {
+		}, rival{name: "cfsctl", run: func(k int) sample {
 			return b.them("--repo", b.initRepo(t, "sha512", fmt.Sprintf("random-theirs-%d-%d", mib, k)), "create-image", tree).measure(t)
 		}})
 	}
@@ -252,9 +252,9 @@ func (b *bench) million(t *testing.T) {
 	for _, c := range []struct {
 		what string
 		args []string
-		peer []side
+		peer []rival
 	}{
-		{"gc --dry-run, objects", []string{"gc", "-n", "--grace", "0"}, []side{always(t, "cfsctl", b.them("--repo", full, "gc", "-n"))}},
+		{"gc --dry-run, objects", []string{"gc", "-n", "--grace", "0"}, []rival{always(t, "cfsctl", b.them("--repo", full, "gc", "-n"))}},
 		{"fsck --metadata-only, objects", []string{"fsck", "--metadata-only"}, nil},
 	} {
 		none := b.us(slices.Concat([]string{"--repo", empty}, c.args)...).measure(t)
