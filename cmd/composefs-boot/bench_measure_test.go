@@ -105,7 +105,7 @@ type rival struct {
 	time, memory float64 // what the ratio of ours to this one is to be at most; 0: nothing is said
 }
 
-// always is the rival of a invocation that is the same in every run.
+// always is the rival of an invocation that is the same in every run.
 func always(t *testing.T, name string, c invocation, targets ...float64) rival {
 	s := rival{name: name, run: func(int) sample { return c.measure(t) }}
 	return s.atMost(targets...)
