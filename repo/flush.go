@@ -29,12 +29,12 @@ func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
 	i.pending[d] = t
 	i.stats.Objects++
 	i.stats.Bytes += size
-	if len(i.pending) < batch {
+	if len(i.pending) < i.batch {
 		return i.failed
 	}
 	// One flush goes on while others fill the next batch; who is faster than the disk waits here.
 	i.awaitFlush()
-	if i.failed != nil || len(i.pending) < batch {
+	if i.failed != nil || len(i.pending) < i.batch {
 		return i.failed
 	}
 	i.flushing, i.pending = i.pending, map[fsverity.Digest]*temp{}

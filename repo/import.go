@@ -24,8 +24,8 @@ import (
 const (
 	// inMemory is the size in bytes up to which a content is read before it is decided whether it must be written.
 	inMemory = 1 << 20
-	// batch is how many objects are made durable at once: every one of them is an open file until then.
-	batch = 2048
+	// largestBatch is how many objects are made durable at once: every one of them is an open file until then.
+	largestBatch = 2048
 )
 
 // Import brings contents and images into a repository. It is an fstree.Sink. The repository is locked against garbage
@@ -33,6 +33,7 @@ const (
 type Import struct {
 	r       *Repo
 	objects *os.File
+	batch   int // objects
 	cache   *digestcache.Cache
 	release func()
 	buffers sync.Pool
@@ -83,10 +84,21 @@ func (r *Repo) Begin(ctx context.Context, l LockOptions) (*Import, error) {
 func newImport(r *Repo, objects *os.File, release func()) *Import {
 	names, _ := objects.Readdirnames(1)
 	i := &Import{r: r, objects: objects, release: release, pending: map[fsverity.Digest]*temp{}, empty: len(names) == 0}
+	i.batch = batchSize()
 	i.clones.Store(true)
 	i.flushed = sync.NewCond(&i.mu)
 	i.buffers.New = func() any { return &buffer{d: fsverity.NewDigester(r.Algorithm())} }
 	return i
+}
+
+// batchSize returns how many objects may wait for the disk: two batches are open at a time, besides 256 directories and what
+// the source has open.
+func batchSize() int {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return 64
+	}
+	return int(min(largestBatch, max(64, (max(limit.Cur, 768)-768)/3)))
 }
 
 // UseCache makes the import believe that objects which the cache knows have not changed since they were measured, instead of
