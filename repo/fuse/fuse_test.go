@@ -384,6 +384,9 @@ func TestObjectsAreChecked(t *testing.T) {
 func mount(t *testing.T, f *files) *Mounted {
 	t.Helper()
 	m, err := serve(f, t.TempDir())
+	if err == nil {
+		err = m.server.WaitMount() // this process reads from its own mount, see there
+	}
 	if err != nil {
 		t.Fatalf("%v (the tests need root, and the kernel's module fuse)", err)
 	}
@@ -611,6 +614,9 @@ func TestUnmountInUse(t *testing.T) {
 	text := strings.Repeat("the content of a file\n", 1000)
 	r, tree := importDir(t, t.TempDir(), writeFiles(t, t.TempDir(), map[string]string{"file": text}), true)
 	m, err := Image{Tree: tree, Open: r.OpenObject, Errors: io.Discard}.Mount(t.TempDir())
+	if err == nil {
+		err = m.server.WaitMount() // this process reads from its own mount, see there
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

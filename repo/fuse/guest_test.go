@@ -31,6 +31,9 @@ func measuredObjects(t *testing.T, dir string) {
 	errs := &lines{}
 	served := newFiles(Image{Tree: tree, Open: r.OpenObject, Errors: errs})
 	m, err := serve(served, t.TempDir())
+	if err == nil {
+		err = m.server.WaitMount() // this process reads from its own mount, see there
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

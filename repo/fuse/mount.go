@@ -35,13 +35,21 @@ func serve(f *files, dir string) (*Mounted, error) {
 	if err != nil {
 		return nil, err
 	}
-	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+	// What the kernel has kept of a server that is gone may answer the first question, but not the second.
+	resolved, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		var st unix.Statfs_t
+		if dead := unix.Statfs(resolved, &st); dead == unix.ENOTCONN {
+			err = dead
+		}
+	}
+	if errors.Is(err, unix.ENOTCONN) {
+		return nil, fmt.Errorf("%w: an earlier mount was left there: fusermount3 -u %s", unix.ENOTCONN, dir)
+	}
+	if err != nil {
 		return nil, err
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err == unix.ENOTCONN { // stat would be answered by what the kernel has kept
-		return nil, fmt.Errorf("%w: an earlier mount was left there: fusermount3 -u %s", err, dir)
-	}
+	dir = resolved
 	info, err := os.Stat(dir)
 	if err != nil {
 		return nil, err
@@ -72,10 +80,9 @@ func serve(f *files, dir string) (*Mounted, error) {
 	case err != nil:
 		return nil, err
 	}
+	// The kernel keeps whoever comes waiting until the first answer. The library's WaitMount would open a file here: when the
+	// process is killed at that moment, the kernel waits for its answer to the closing of that file, for ever.
 	go server.Serve()
-	if err := server.WaitMount(); err != nil {
-		return nil, err
-	}
 	return &Mounted{dir, server}, nil
 }
 
