@@ -74,6 +74,9 @@ func (i *Import) sound(d fsverity.Digest, content []byte) (bool, error) {
 	if dir < 0 {
 		return false, err
 	}
+	if ok, err := i.remembered(dir, d); ok || err != nil {
+		return ok, err
+	}
 	fd, err := retry(func() (int, error) {
 		return unix.Openat(dir, d.ObjectPath()[3:], unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
@@ -95,6 +98,23 @@ func (i *Import) sound(d fsverity.Digest, content []byte) (bool, error) {
 	return ok, nil
 }
 
+// remembered reports whether the cache knows the object, and nobody has changed it since it was measured.
+func (i *Import) remembered(dir int, d fsverity.Digest) (bool, error) {
+	if i.cache == nil || i.r.verity || !i.plain.Load() {
+		return false, nil
+	}
+	var st unix.Statx_t
+	err := unix.Statx(dir, d.ObjectPath()[3:], unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("object %v: %w", d, os.NewSyscallError("statx", err))
+	}
+	v, ok := i.cache.Get(digestcache.KeyOf(&st))
+	return ok && v.Digest == d && st.Mode&unix.S_IFMT == unix.S_IFREG, nil
+}
+
 // measure reports whether the open file is the object, and closes it. Without fs-verity its content is compared with the one
 // that is there already, which is as good as measuring it, or measured.
 func (i *Import) measure(fd int, d fsverity.Digest, content []byte) (bool, error) {
@@ -109,10 +129,6 @@ func (i *Import) measure(fd int, d fsverity.Digest, content []byte) (bool, error
 	}
 	key := digestcache.KeyOf(&st)
 	if i.plain.Load() && !i.r.verity {
-		if v, ok := i.cache.Get(key); ok && v.Digest == d {
-			unix.Close(fd)
-			return true, nil
-		}
 		if content != nil {
 			same, err := sameContent(fd, int64(st.Size), content)
 			unix.Close(fd)

@@ -322,8 +322,8 @@ func (i *Import) Commit() error {
 	if err := i.flushPending(); err != nil {
 		return err
 	}
-	if len(i.names) == 0 {
-		return nil
+	if i.stats.Objects == 0 && i.named() {
+		return nil // an earlier import has made all of it durable
 	}
 	// The names of the objects must be durable before anything leads to them.
 	if err := unix.Syncfs(int(i.objects.Fd())); err != nil {
@@ -344,6 +344,22 @@ func (i *Import) Commit() error {
 		}
 	}
 	return nil
+}
+
+// named reports whether every name is there already.
+func (i *Import) named() bool {
+	for _, n := range i.names {
+		dir, err := i.r.openat(filepath.Dir(n.path), unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return false
+		}
+		have, err := readlink(dir, filepath.Base(n.path))
+		dir.Close()
+		if err != nil || have != n.target {
+			return false
+		}
+	}
+	return true
 }
 
 // Abort ends the import without making anything more visible. After Commit it does nothing.
