@@ -62,6 +62,10 @@ func (p Parts) Image(stub *PE) (*Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("kernel: %w", err)
 		}
+		// A 32-bit firmware starts the stub of its kind, and that a 64-bit kernel.
+		if m := stub.Machine; m != kernel.Machine && !(m == IA32 && kernel.Machine == X64) {
+			return nil, fmt.Errorf("the kernel is for %v, the stub for %v: name another with --stub", kernel.Machine, m)
+		}
 		if !p.Uname.IsSet() {
 			release, err := Uname(p.Linux)
 			if err != nil {
@@ -136,7 +140,7 @@ func (p Parts) Image(stub *PE) (*Image, error) {
 // join appends the sections of a profile.
 func (m *Image) join(profile *Image, osRelease bool) error {
 	if len(profile.Profiles) != 2 {
-		return fmt.Errorf("%d sections .profile, want one: build it with --profile", len(profile.Profiles)-1)
+		return fmt.Errorf("%d sections .profile, want one: build it with --profile", max(0, len(profile.Profiles)-1))
 	}
 	for _, s := range profile.Profiles[0] {
 		if slices.Contains(joinable, s.Name) {

@@ -24,35 +24,41 @@ type Info struct {
 	IsText  bool
 }
 
-// Known tells whether a section is one of a UKI, and not of its stub alone.
-func (s *Section) Known() bool {
-	return slices.Contains(texts, s.Name) || slices.Contains(binaries, s.Name)
+// Show tells whether a section is to be described, and whether as text.
+type Show func(name string) (show, text bool)
+
+// ShowKnown shows the sections that UKIs have; ShowAll shows the stub's own, too.
+func ShowKnown(name string) (show, text bool) {
+	text = slices.Contains(texts, name)
+	return text || slices.Contains(binaries, name), text
 }
 
-// Inspect describes the sections of all profiles, the base first. Those that are not a UKI's are left out unless all is set.
-func Inspect(m *Image, all bool) ([][]Info, error) {
-	var profiles [][]Info
-	for _, p := range m.Profiles {
-		var infos []Info
+// ShowAll shows every section.
+func ShowAll(name string) (show, text bool) { return true, slices.Contains(texts, name) }
+
+// Inspect describes the sections of all profiles, the base first.
+func Inspect(m *Image, show Show) ([][]Info, error) {
+	profiles := make([][]Info, len(m.Profiles))
+	for n, p := range m.Profiles {
 		for k := range p {
-			if !all && !p[k].Known() {
+			want, text := show(p[k].Name)
+			if !want {
 				continue
 			}
-			i, err := p[k].inspect()
+			i, err := p[k].inspect(text)
 			if err != nil {
 				return nil, err
 			}
-			infos = append(infos, i)
+			profiles[n] = append(profiles[n], i)
 		}
-		profiles = append(profiles, infos)
 	}
 	return profiles, nil
 }
 
-func (s *Section) inspect() (Info, error) {
-	i := Info{Name: s.Name, Size: s.Size, Virtual: s.Virtual, IsText: slices.Contains(texts, s.Name)}
+func (s *Section) inspect(text bool) (Info, error) {
+	i := Info{Name: s.Name, Size: s.Size, Virtual: s.Virtual, IsText: text}
 	var err error
-	if i.SHA256, err = s.SHA256(); err != nil || !i.IsText {
+	if i.SHA256, err = s.SHA256(); err != nil || !text {
 		return i, err
 	}
 	b, err := s.load(maxText)

@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"composefs-boot": main, "cfsctl": main, "mkcomposefs": main, "composefs-info": main,
-		"mount.composefs": main})
+		"mount.composefs": main, "ukify": main})
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN.

@@ -77,7 +77,7 @@ answers to the name cfsctl. For the C tools there are mkcomposefs, composefs-inf
 	root.AddCommand(a.imageCommands()...)
 	root.AddCommand(a.repositoryCommands()...)
 	root.AddCommand(a.mountCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand(), a.manCommand(root))
-	root.AddCommand(a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand())
+	root.AddCommand(a.ukiCommand(), a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand(), a.ukifyCommand())
 	return root
 }
 
