@@ -142,8 +142,8 @@ func (l *layouter) copyStub(inPlace map[int]*Section) error {
 		if s == nil {
 			l.copy(from, pos)
 		} else {
-			if s.Virtual > int64(h.Raw.Size) {
-				return fmt.Errorf("section %s: %d bytes, the stub has room for %d", s.Name, s.Virtual, h.Raw.Size)
+			if room := l.room(*h); s.Virtual > room {
+				return fmt.Errorf("section %s: %d bytes, the stub has room for %d: take a newer stub", s.Name, s.Virtual, room)
 			}
 			h.VirtualSize = uint32(s.Virtual)
 			l.add(s.Content)
@@ -155,6 +155,17 @@ func (l *layouter) copyStub(inPlace map[int]*Section) error {
 	}
 	l.copy(pos, l.stub.Size)
 	return nil
+}
+
+// room is how long a section of the stub can be, in the file and in memory.
+func (l *layouter) room(h Header) int64 {
+	room := int64(h.Raw.Size)
+	for _, next := range l.stub.Sections {
+		if next.VirtualAddress > h.VirtualAddress {
+			room = min(room, int64(next.VirtualAddress-h.VirtualAddress))
+		}
+	}
+	return room
 }
 
 // dropSymbols drops the symbols that old stubs have at their end, where no program has any use for them.
@@ -175,8 +186,6 @@ func (l *layouter) dropSymbols(pos int64) bool {
 	l.copy(pos, at)
 	l.put32(coff+12, 0)
 	l.put32(coff+16, 0)
-	const stripped = 0x8 // local symbols are stripped
-	l.head[coff+22] |= stripped
 	return true
 }
 

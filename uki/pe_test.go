@@ -152,6 +152,7 @@ func TestRefusesToBuild(t *testing.T) {
 		"other machine":       {put16(tinyCOFF+4, 0xaa64)(tinyPE(".text")), uki.Parts{Linux: kernel}, "the kernel is for x64, the stub for aa64"},
 		"bad SBAT":            {tinyPE(".text"), uki.Parts{Linux: kernel, SBAT: []string{"x"}}, `does not begin with "sbat,"`},
 		"SBAT does not fit":   {tinyPE(".sbat"), uki.Parts{Linux: kernel, SBAT: []string{"sbat,1\n" + strings.Repeat("x", 600)}}, "room for 512"},
+		"SBAT reaches .next":  {put32(tinyTable+40+12, 4096+100)(put32(tinyTable+8, 90)(tinyPE(".sbat", ".next"))), uki.Parts{Linux: kernel}, "room for 100: take a newer stub"},
 		"twice":               {tinyPE(".text"), uki.Parts{Cmdline: uki.Text("x"), Extra: []uki.Section{text(".cmdline")}}, "twice"},
 		"name too long":       {tinyPE(".text"), uki.Parts{Extra: []uki.Section{text(".123456789")}}, "1 to 8 bytes"},
 		"name with a space":   {tinyPE(".text"), uki.Parts{Extra: []uki.Section{text(". x")}}, "printable"},

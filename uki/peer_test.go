@@ -132,13 +132,13 @@ func TestBuildsAsUkify(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			matrix(t, u, "x64", u.Write("linux", kernel), kernels[name].Version)
+			matrix(t, u, "x64", u.Write("linux", kernel), kernels[name].Version, name == "6.12")
 		})
 	}
 	for _, arch := range []string{"aa64", "riscv64"} {
 		t.Run(arch, func(t *testing.T) {
 			u := vm.NewUkify(t)
-			matrix(t, u, arch, u.Write("linux", fakeKernel(t, u, arch)), "6.12.99-test")
+			matrix(t, u, arch, u.Write("linux", fakeKernel(t, u, arch)), "6.12.99-test", arch == "aa64")
 		})
 	}
 }
@@ -152,7 +152,7 @@ func fakeKernel(t *testing.T, u *vm.Ukify, arch string) []byte {
 	return append(b, "\x00Linux version x Linux version 6.12.99-test (me@there) #1\x00"...)
 }
 
-func matrix(t *testing.T, u *vm.Ukify, arch, linux, release string) {
+func matrix(t *testing.T, u *vm.Ukify, arch, linux, release string, all bool) {
 	parts := uki.Parts{
 		Linux:     content(t, linux),
 		Initrd:    []uki.Content{content(t, u.Write("one", noise(1, 100_001))), content(t, u.Write("two", noise(2, 7_000)))},
@@ -183,16 +183,17 @@ func matrix(t *testing.T, u *vm.Ukify, arch, linux, release string) {
 		}
 		for _, s := range sections {
 			if s.Name == ".uname" {
-				if b := make([]byte, s.Size); true {
-					s.ReadAt(b, 0)
-					if string(b) != release {
-						t.Errorf("release %q, want %q", b, release)
-					}
+				b := make([]byte, s.Size)
+				if s.ReadAt(b, 0); string(b) != release {
+					t.Errorf("release %q, want %q", b, release)
 				}
 			}
 		}
 		samePredictions(t, m, out)
 	})
+	if !all {
+		return
+	}
 	t.Run("plain", func(t *testing.T) {
 		u := u.With(t)
 		out := u.Ukify("build", parent+arch, "--linux=linux", "--initrd=two", "--uname=1.2.3", "--os-release=@osrel", "--hwids=",

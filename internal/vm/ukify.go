@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -55,6 +56,24 @@ func (u *Ukify) Ukify(args ...string) []byte {
 	return u.run("/usr/bin/python3", append([]string{"/usr/bin/ukify"}, args...)...)
 }
 
+// Args returns a command line that runs ukify on files of the directory, which stand in the arguments as DIR.
+func (u *Ukify) Args(args ...string) []string {
+	list := []string{"chroot", u.root, "/usr/bin/python3", "/usr/bin/ukify"}
+	for _, a := range args {
+		list = append(list, strings.ReplaceAll(a, "DIR", u.inside()))
+	}
+	return list
+}
+
+// inside is the directory as ukify sees it.
+func (u *Ukify) inside() string {
+	rel, err := filepath.Rel(u.root, u.Dir)
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	return "/" + rel
+}
+
 // Measure runs systemd-measure in the directory and returns what it prints.
 func (u *Ukify) Measure(args ...string) []byte {
 	u.t.Helper()
@@ -63,12 +82,8 @@ func (u *Ukify) Measure(args ...string) []byte {
 
 func (u *Ukify) run(program string, args ...string) []byte {
 	u.t.Helper()
-	rel, err := filepath.Rel(u.root, u.Dir)
-	if err != nil {
-		u.t.Fatal(err)
-	}
 	var out, errOut bytes.Buffer
-	cmd := &exec.Cmd{Path: program, Args: append([]string{program}, args...), Dir: "/" + rel, Stdout: &out, Stderr: &errOut,
+	cmd := &exec.Cmd{Path: program, Args: append([]string{program}, args...), Dir: u.inside(), Stdout: &out, Stderr: &errOut,
 		Env: []string{"PATH=/usr/bin:/usr/sbin", "LC_ALL=C.UTF-8"}, SysProcAttr: &syscall.SysProcAttr{Chroot: u.root}}
 	if err := cmd.Run(); err != nil {
 		u.t.Fatalf("%s %q: %v\n%s", program, args, err, errOut.Bytes())
