@@ -335,8 +335,12 @@ func (v ukiValues) measured() (banks []uki.Bank, phases []string, err error) {
 			banks = append(banks, uki.Bank(b))
 		}
 	}
-	for _, p := range slices.Concat(v["phases"], v["phase"]) {
+	for _, p := range v["phases"] {
 		phases = append(phases, strings.FieldsFunc(p, split)...)
+	}
+	for _, p := range v["phase"] {
+		words := slices.DeleteFunc(strings.Split(p, ":"), func(word string) bool { return word == "" })
+		phases = append(phases, strings.Join(words, ":"))
 	}
 	slices.Sort(banks)
 	if banks = slices.Compact(banks); len(banks) == 0 {
@@ -354,8 +358,8 @@ func (a *app) printPCRs(all []uki.Prediction, about io.Writer) {
 	for _, group := range pcrGroups(all) {
 		p := group[0]
 		what := fmt.Sprintf("# PCR[%d]", p.PCR)
-		if p.Phase != "" {
-			what += fmt.Sprintf(" Phase <%s>", p.Phase)
+		if p.PCR == uki.PCRKernel {
+			what += fmt.Sprintf(" Phase <%s>", cmp.Or(p.Phase, ":"))
 		}
 		if p.Profile > 0 || p.ID != "" {
 			what += fmt.Sprintf(" Profile @%d %s", p.Profile, p.ID)
@@ -403,7 +407,7 @@ the command line that it is started with, in place of the UKI's, and with addons
 	v := ukiValues{}
 	f := c.Flags()
 	f.Var(ukiFlagValue{v, ukiOption{name: "bank", metavar: "BANK", kind: ukiMany}}, "bank", "`BANK` of PCRs [default: sha1, sha256, sha384 and sha512]")
-	f.Var(ukiFlagValue{v, ukiOption{name: "phase", metavar: "PATH", kind: ukiMany}}, "phase", "`PATH` of phases, as enter-initrd:leave-initrd [default: those of a boot]")
+	f.Var(ukiFlagValue{v, ukiOption{name: "phase", metavar: "PATH", kind: ukiMany}}, "phase", "`PATH` of phases, as enter-initrd:leave-initrd, or \":\" for what is there before [default: those of a boot]")
 	profile := f.String("profile", "", "only this profile, by `NUMBER|ID`")
 	cmdline := f.String("cmdline", "", "command line that the stub is started with, `TEXT`")
 	addons := f.StringArray("addon", nil, "addon `FILE`, in the order in which the stub loads them")
