@@ -12,7 +12,7 @@ build:
 	go build $(GOFLAGS_BUILD) -o bin/composefs-boot ./cmd/composefs-boot
 
 setup: build
-	internal/setup packages peers kernels systems
+	internal/setup packages peers ukify kernels systems
 
 test: setup
 	go vet ./...
@@ -34,7 +34,7 @@ interop: setup
 
 FUZZTIME ?= 60s
 fuzz:
-	for p in repo/dumpfile repo/erofs repo/splitstream boot/karg boot/setuproot bls; do \
+	for p in repo/dumpfile repo/erofs repo/splitstream boot/karg boot/setuproot bls uki; do \
 		go test -run '^$$' -fuzz . -fuzztime $(FUZZTIME) -fuzzminimizetime 5x ./$$p || exit 1; \
 	done
 

@@ -113,7 +113,7 @@ func flag(name string, v *bool) option {
 }
 
 // dropIns are the programs that this one stands in for, when it is called by their names. Each is a command, too.
-var dropIns = []string{"mkcomposefs", "composefs-info", "mount.composefs"}
+var dropIns = []string{"mkcomposefs", "composefs-info", "mount.composefs", "ukify"}
 
 // dropIn makes the command that stands in for another program, which reads its command line by itself. Usage is what
 // --help begins with.

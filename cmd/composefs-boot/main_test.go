@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"composefs-boot": main, "cfsctl": main, "mkcomposefs": main, "composefs-info": main,
-		"mount.composefs": main})
+		"mount.composefs": main, "ukify": main})
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN.
@@ -60,7 +60,11 @@ func TestScripts(t *testing.T) {
 // Every command has an example, and help that says more than its name.
 func TestHelp(t *testing.T) {
 	root := newRoot("composefs-boot", nil, nil, nil)
-	for _, c := range root.Commands() {
+	uki, _, err := root.Find([]string{"uki"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range append(root.Commands(), uki.Commands()...) {
 		if c.Name() == "help" || c.Name() == "completion" || c.Name() == "transaction" {
 			continue
 		}

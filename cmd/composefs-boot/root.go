@@ -46,7 +46,8 @@ func newRoot(name string, in io.Reader, out, errOut io.Writer) *cobra.Command {
 and makes machines that boot from it only while every byte is right.
 
 Where cfsctl (composefs-rs) has a command, this program has the same one, with the same flags and the same output; it also
-answers to the name cfsctl. For the C tools there are mkcomposefs, composefs-info and mount.composefs, as commands and as names.`,
+answers to the name cfsctl. For the C tools there are mkcomposefs, composefs-info and mount.composefs, as commands and as names,
+and ukify for systemd's.`,
 		Example: `  composefs-boot install ./tree --disk disk.img        a bootable disk from a directory, without root
   composefs-boot --no-repo compute-karg ./tree         the kernel argument that names the image
   composefs-boot --repo r init && composefs-boot --repo r create-image --bootable ./tree my-os
@@ -77,7 +78,7 @@ answers to the name cfsctl. For the C tools there are mkcomposefs, composefs-inf
 	root.AddCommand(a.imageCommands()...)
 	root.AddCommand(a.repositoryCommands()...)
 	root.AddCommand(a.mountCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand(), a.manCommand(root))
-	root.AddCommand(a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand())
+	root.AddCommand(a.ukiCommand(), a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand(), a.ukifyCommand())
 	return root
 }
 

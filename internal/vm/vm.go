@@ -28,6 +28,7 @@ type Config struct {
 	Append string   // kernel command line
 	Disks  []string // raw images; guests write to them
 	Memory int      // MiB; 0 is 1024
+	TPM    bool     // an empty TPM 2.0
 }
 
 // Machine is a guest that runs.
@@ -117,6 +118,9 @@ func Start(t testing.TB, c Config) *Machine {
 	for _, d := range c.Disks {
 		args = append(args, "-drive", "file="+d+",format=raw,if=virtio,cache=unsafe")
 	}
+	if c.TPM {
+		args = append(args, "-chardev", "socket,id=tpm,path="+startTPM(t), "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm")
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	m := &Machine{t: t, cancel: cancel, ended: make(chan struct{})}
@@ -134,6 +138,34 @@ func Start(t testing.TB, c Config) *Machine {
 	}()
 	t.Cleanup(m.Stop)
 	return m
+}
+
+// startTPM starts a TPM and returns its socket. It ends with the guest, or with the test.
+func startTPM(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "tpm") // a path of a socket is short
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "socket")
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--ctrl", "type=unixio,path="+socket,
+		"--flags", "startup-clear", "--terminate")
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("%v: run \"make setup\"", err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		os.RemoveAll(dir)
+	})
+	for range 100 {
+		if _, err := os.Stat(socket); err == nil {
+			return socket
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatal("swtpm does not make its socket")
+	return ""
 }
 
 // Stop ends the guest, as if its power was cut.

@@ -1,0 +1,501 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/composefs-boot/composefs-boot/uki"
+)
+
+func (a *app) ukiCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "uki",
+		Short: "Build, inspect, take apart and measure unified kernel images",
+		Long: `Build, inspect, take apart and measure unified kernel images (UKI): programs for UEFI that hold the kernel, its
+initramfs and its command line. Options are those of ukify 262, and this program also answers to that name.`,
+		Example: `  composefs-boot uki build --linux vmlinuz --initrd initrd.img --cmdline "$(composefs-boot --no-repo compute-karg tree)" -o os.efi
+  composefs-boot uki inspect os.efi
+  composefs-boot uki measure os.efi`,
+	}
+	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiMeasureCommand())
+	return c
+}
+
+func (a *app) ukiBuildCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "build",
+		Short: "Build a UKI, an addon or a profile",
+		Long: `Build a unified kernel image from a stub, a kernel and what goes with it. Without a kernel it is an addon, which the stub
+adds to a UKI when it lies beside it; with --profile and no --join-profile it is a profile for a UKI to be built with
+--join-profile. The same input gives the same bytes.`,
+		Example: `  composefs-boot uki build --linux vmlinuz --initrd microcode.img --initrd initrd.img --cmdline "quiet" -o os.efi
+  composefs-boot uki build --profile "ID=rescue" --cmdline "systemd.unit=rescue.target" -o rescue.profile.efi
+  composefs-boot uki build --linux vmlinuz --initrd initrd.img --join-profile rescue.profile.efi -o os.efi
+  composefs-boot uki build --cmdline "debug" -o debug.addon.efi`,
+		Args: exactly(0),
+	}
+	v := ukiValues{}
+	v.addTo(c.Flags())
+	c.RunE = func(*cobra.Command, []string) error {
+		notes, err := v.readConfig(nil)
+		if err != nil {
+			return err
+		}
+		for _, note := range notes {
+			fmt.Fprintln(a.err, note)
+		}
+		result, err := a.ukiBuild(v)
+		if err != nil {
+			return err
+		}
+		if a.json {
+			return printJSON(a.out, result)
+		}
+		a.printPCRs(result.PCRs, a.err)
+		a.ukiWrote(result)
+		return nil
+	}
+	return c
+}
+
+func (a *app) ukiWrote(result ukiBuilt) {
+	if !a.quiet {
+		fmt.Fprintf(a.err, "wrote %s, %s, unsigned\n", result.Output, size(result.Size))
+	}
+}
+
+// ukiInput opens the files that a UKI is made of. They are read while it is written, and closed after that.
+type ukiInput struct {
+	files []*os.File
+}
+
+func (in *ukiInput) close() {
+	for _, f := range in.files {
+		f.Close()
+	}
+}
+
+func (in *ukiInput) open(path string) (uki.Content, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return uki.Content{}, err
+	}
+	in.files = append(in.files, f)
+	info, err := f.Stat()
+	if err != nil {
+		return uki.Content{}, err
+	}
+	if !info.Mode().IsRegular() {
+		// A pipe or device cannot be read twice.
+		b, err := io.ReadAll(io.LimitReader(f, 1<<32))
+		return uki.Bytes(b), err
+	}
+	return uki.Content{ReaderAt: f, Size: info.Size()}, nil
+}
+
+// text returns TEXT, or the content of the file in @FILE. An empty text is no content.
+func (in *ukiInput) text(value string) (uki.Content, error) {
+	if path, ok := strings.CutPrefix(value, "@"); ok {
+		return in.open(path)
+	}
+	if value == "" {
+		return uki.Content{}, nil
+	}
+	return uki.Text(value), nil
+}
+
+// image opens a UKI, an addon or a profile.
+func (in *ukiInput) image(path string) (*uki.Image, *uki.PE, error) {
+	c, err := in.open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	m, p, err := uki.Read(c, c.Size)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return m, p, nil
+}
+
+// ukiBuilt is what build prints as JSON.
+type ukiBuilt struct {
+	Output  string           `json:"output"`
+	Size    int64            `json:"size"`
+	Machine string           `json:"machine"`
+	PCRs    []uki.Prediction `json:"pcrs,omitempty"`
+}
+
+// ukiBuild builds what the options say, and measures it with --measure.
+func (a *app) ukiBuild(v ukiValues) (result ukiBuilt, err error) {
+	in := &ukiInput{}
+	defer in.close()
+	parts, err := in.parts(v)
+	if err != nil {
+		return result, err
+	}
+	output, given := v.one("output")
+	if linux, ok := v.one("linux"); !given && ok {
+		output = filepath.Base(linux) + ".unsigned.efi"
+	} else if !given {
+		return result, usageError{errors.New("--output is needed for an addon or a profile")}
+	}
+	path, arch := in.stubPath(v, parts)
+	c, err := in.open(path)
+	if err != nil {
+		return result, fmt.Errorf("stub for %s: %w: install systemd-boot-efi, or name one with --stub", arch, err)
+	}
+	stub, err := uki.ParsePE(c, c.Size)
+	if err != nil {
+		return result, fmt.Errorf("stub: %s: %w", path, err)
+	}
+	if parts.HWIDs, err = hwids(v, stub.Machine); err != nil {
+		return result, err
+	}
+	banks, phases, err := v.measured()
+	if err != nil {
+		return result, err
+	}
+	var image *uki.Image
+	var layout *uki.Layout
+	err = replaceFile(output, func(f *os.File) (err error) {
+		image, layout, err = uki.Build(f, stub, parts)
+		return err
+	})
+	if err != nil {
+		return result, fmt.Errorf("%s: %w", output, err)
+	}
+	result = ukiBuilt{Output: output, Size: layout.Size, Machine: stub.Machine.String()}
+	if _, ok := v.one("measure"); ok {
+		result.PCRs, err = uki.Measure(image, banks, phases)
+	}
+	return result, err
+}
+
+// parts opens what the options name.
+func (in *ukiInput) parts(v ukiValues) (p uki.Parts, err error) {
+	one := func(name string, to *uki.Content, open func(string) (uki.Content, error)) {
+		if value, ok := v.one(name); ok && err == nil {
+			*to, err = open(value)
+			err = named(name, err)
+		}
+	}
+	many := func(name string, to *[]uki.Content, open func(string) (uki.Content, error)) {
+		for _, value := range v[name] {
+			var c uki.Content
+			if err == nil {
+				c, err = open(value)
+				err = named(name, err)
+			}
+			*to = append(*to, c)
+		}
+	}
+	one("linux", &p.Linux, in.open)
+	many("initrd", &p.Initrd, in.open)
+	one("microcode", &p.Microcode, in.open)
+	one("splash", &p.Splash, in.open)
+	one("devicetree", &p.DTB, in.open)
+	many("devicetree-auto", &p.DTBAuto, in.open)
+	one("pcrpkey", &p.PCRPKey, in.open)
+	one("uname", &p.Uname, func(s string) (uki.Content, error) { return uki.Text(s), nil })
+	one("profile", &p.Profile, in.text)
+	many("efifw", &p.Firmware, func(dir string) (uki.Content, error) {
+		return uki.Firmware(filepath.Base(filepath.Clean(dir)), os.DirFS(dir))
+	})
+	one("cmdline", &p.Cmdline, func(s string) (uki.Content, error) {
+		if !strings.HasPrefix(s, "@") {
+			s = strings.Join(strings.Fields(s), " ")
+		}
+		return in.text(s)
+	})
+	if _, ok := v.one("os-release"); !ok && p.Linux.IsSet() {
+		v["os-release"] = []string{"@/usr/lib/os-release"}
+		if _, err := os.Stat("/etc/os-release"); err == nil {
+			v["os-release"] = []string{"@/etc/os-release"}
+		}
+	}
+	one("os-release", &p.OSRelease, in.text)
+	if err != nil {
+		return p, err
+	}
+	for _, value := range v["sbat"] {
+		if path, ok := strings.CutPrefix(value, "@"); ok {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return p, named("sbat", err)
+			}
+			value = string(b)
+		}
+		p.SBAT = append(p.SBAT, value)
+	}
+	for _, value := range v["section"] {
+		name, text, ok := strings.Cut(value, ":")
+		if !ok {
+			return p, usageError{fmt.Errorf("--section %q: want NAME:TEXT or NAME:@FILE", value)}
+		}
+		c, err := in.text(text)
+		if err != nil {
+			return p, named("section", err)
+		}
+		if !c.IsSet() {
+			c = uki.Text("")
+		}
+		p.Extra = append(p.Extra, uki.NewSection(name, c))
+	}
+	for _, path := range v["join-profile"] {
+		m, _, err := in.image(path)
+		if err != nil {
+			return p, named("join-profile", err)
+		}
+		p.Join = append(p.Join, m)
+	}
+	return p, nil
+}
+
+func named(option string, err error) error {
+	if err != nil {
+		return fmt.Errorf("--%s: %w", option, err)
+	}
+	return nil
+}
+
+// stubPath returns where the stub is, and for which architecture: the one that is asked for, that of the kernel, or else that
+// of this machine.
+func (in *ukiInput) stubPath(v ukiValues, p uki.Parts) (path, arch string) {
+	arch, given := v.one("efi-arch")
+	if !given {
+		arch = map[string]string{"amd64": "x64", "arm64": "aa64", "386": "ia32"}[runtime.GOARCH]
+		arch = cmp.Or(arch, runtime.GOARCH)
+		if kernel, err := uki.ParsePE(p.Linux, p.Linux.Size); p.Linux.IsSet() && err == nil {
+			arch = kernel.Machine.String()
+		}
+	}
+	if path, ok := v.one("stub"); ok {
+		return path, arch
+	}
+	kind := "addon"
+	if p.Linux.IsSet() {
+		kind = "linux"
+	}
+	return "/usr/lib/systemd/boot/efi/" + kind + arch + ".efi.stub", arch
+}
+
+// hwids makes .hwids of the directory that is named, or of systemd's if it is there.
+func hwids(v ukiValues, machine uki.Machine) (uki.Content, error) {
+	dir, given := v.one("hwids")
+	if !given {
+		dir = "/usr/lib/systemd/boot/hwids/" + machine.String()
+		if _, err := os.Stat(dir); err != nil {
+			return uki.Content{}, nil
+		}
+	}
+	if dir == "" {
+		return uki.Content{}, nil
+	}
+	c, err := uki.HWIDs(os.DirFS(dir))
+	return c, named("hwids", err)
+}
+
+// replaceFile writes a file under another name beside it and then gives it its name.
+func replaceFile(path string, write func(*os.File) error) error {
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d", filepath.Base(path), os.Getpid())),
+		os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o666)
+	if err != nil {
+		return err
+	}
+	if err = write(f); err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		f.Close()
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// measured returns the banks and phases that the options name.
+func (v ukiValues) measured() (banks []uki.Bank, phases []string, err error) {
+	split := func(r rune) bool { return r == ',' || r == ' ' || r == '\n' }
+	for _, name := range slices.Concat(v["pcr-banks"], v["bank"]) {
+		for _, b := range strings.FieldsFunc(strings.ToLower(name), split) {
+			if !slices.Contains(uki.Banks, uki.Bank(b)) {
+				return nil, nil, usageError{fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", b)}
+			}
+			banks = append(banks, uki.Bank(b))
+		}
+	}
+	for _, p := range v["phases"] {
+		phases = append(phases, strings.FieldsFunc(p, split)...)
+	}
+	for _, p := range v["phase"] {
+		words := slices.DeleteFunc(strings.Split(p, ":"), func(word string) bool { return word == "" })
+		phases = append(phases, strings.Join(words, ":"))
+	}
+	slices.Sort(banks)
+	if banks = slices.Compact(banks); len(banks) == 0 {
+		banks = uki.Banks
+	}
+	slices.Sort(phases)
+	if phases = slices.Compact(phases); len(phases) == 0 {
+		phases = uki.Phases
+	}
+	return banks, phases, nil
+}
+
+// printPCRs prints predictions as systemd-measure does: lines "11:sha256=...", and what they are for on another stream.
+func (a *app) printPCRs(all []uki.Prediction, about io.Writer) {
+	for _, group := range pcrGroups(all) {
+		p := group[0]
+		what := fmt.Sprintf("# PCR[%d]", p.PCR)
+		if p.PCR == uki.PCRKernel {
+			what += fmt.Sprintf(" Phase <%s>", cmp.Or(p.Phase, ":"))
+		}
+		if p.Profile > 0 || p.ID != "" {
+			what += fmt.Sprintf(" Profile @%d %s", p.Profile, p.ID)
+		}
+		if p.DTB > 0 {
+			what += fmt.Sprintf(" .dtbauto %d", p.DTB)
+		}
+		fmt.Fprintln(about, strings.TrimRight(what, " "))
+		for _, p := range group {
+			fmt.Fprintf(a.out, "%d:%s=%s\n", p.PCR, p.Bank, p.Value)
+		}
+	}
+}
+
+// pcrGroups puts the banks of a phase together.
+func pcrGroups(all []uki.Prediction) [][]uki.Prediction {
+	var groups [][]uki.Prediction
+	at := map[uki.Prediction]int{}
+	for _, p := range all {
+		key := p
+		key.Bank, key.Value = "", ""
+		n, ok := at[key]
+		if !ok {
+			n = len(groups)
+			at[key] = n
+			groups = append(groups, nil)
+		}
+		groups[n] = append(groups[n], p)
+	}
+	return groups
+}
+
+func (a *app) ukiMeasureCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "measure FILE",
+		Short: "Predict the PCRs of a UKI",
+		Long: `Predict PCR 11 of the TPM, which the stub extends with the sections and systemd with the phases of the boot: for every
+profile, phase and bank. No TPM is needed. With --cmdline or --addon, PCR 12 is predicted as well, as the stub extends it with
+the command line that it is started with, in place of the UKI's, and with addons.`,
+		Example: `  composefs-boot uki measure os.efi
+  composefs-boot --json uki measure os.efi --bank sha256 --phase enter-initrd
+  composefs-boot uki measure os.efi --profile rescue --addon debug.addon.efi`,
+		Args: exactly(1),
+	}
+	v := ukiValues{}
+	f := c.Flags()
+	f.Var(ukiFlagValue{v, ukiOption{name: "bank", metavar: "BANK", kind: ukiMany}}, "bank", "`BANK` of PCRs [default: sha1, sha256, sha384 and sha512]")
+	f.Var(ukiFlagValue{v, ukiOption{name: "phase", metavar: "PATH", kind: ukiMany}}, "phase", "`PATH` of phases, as enter-initrd:leave-initrd, or \":\" for what is there before [default: those of a boot]")
+	profile := f.String("profile", "", "only this profile, by `NUMBER|ID`")
+	cmdline := f.String("cmdline", "", "command line that the stub is started with, `TEXT`")
+	addons := f.StringArray("addon", nil, "addon `FILE`, in the order in which the stub loads them")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		in := &ukiInput{}
+		defer in.close()
+		m, _, err := in.image(args[0])
+		if err != nil {
+			return err
+		}
+		banks, phases, err := v.measured()
+		if err != nil {
+			return err
+		}
+		all, err := uki.Measure(m, banks, phases)
+		if err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
+		}
+		if *profile != "" {
+			n, err := m.Find(*profile)
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			all = slices.DeleteFunc(all, func(p uki.Prediction) bool { return p.Profile != n })
+		}
+		if *cmdline != "" || len(*addons) > 0 {
+			config := uki.Config{Cmdline: *cmdline}
+			for _, path := range *addons {
+				addon, _, err := in.image(path)
+				if err != nil {
+					return err
+				}
+				config.Addons = append(config.Addons, addon)
+			}
+			for n := range m.Bootable() {
+				if *profile != "" && !slices.ContainsFunc(all, func(p uki.Prediction) bool { return p.Profile == n }) {
+					continue
+				}
+				config.Profile = n
+				more, err := uki.MeasureConfig(config, banks)
+				if err != nil {
+					return err
+				}
+				all = append(all, more...)
+			}
+		}
+		if a.json {
+			return printJSON(a.out, all)
+		}
+		a.printPCRs(all, a.out)
+		return nil
+	}
+	return c
+}
+
+func (a *app) ukiExtractCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "extract FILE SECTION",
+		Short: "Write a section of a UKI",
+		Long: `Write a section of a UKI to standard output or a file, as it is in effect when a profile is booted. The section is named
+with or without its dot.`,
+		Example: `  composefs-boot uki extract os.efi cmdline
+  composefs-boot uki extract os.efi .initrd --output initrd.img
+  composefs-boot uki extract os.efi cmdline --profile rescue`,
+		Args: exactly(2),
+	}
+	profile := c.Flags().String("profile", "0", "the profile, by `NUMBER|ID`")
+	output := c.Flags().StringP("output", "o", "-", "the `FILE` to write, \"-\" for standard output")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		in := &ukiInput{}
+		defer in.close()
+		m, _, err := in.image(args[0])
+		if err != nil {
+			return err
+		}
+		n, err := m.Find(*profile)
+		if err == nil {
+			write := func(w io.Writer) error { return uki.Extract(w, m, n, "."+strings.TrimPrefix(args[1], ".")) }
+			if *output == "-" {
+				err = write(a.out)
+			} else {
+				err = replaceFile(*output, func(f *os.File) error { return write(f) })
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
+		}
+		return nil
+	}
+	return c
+}

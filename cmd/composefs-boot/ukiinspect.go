@@ -1,0 +1,194 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/composefs-boot/composefs-boot/uki"
+)
+
+func (a *app) ukiInspectCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "inspect FILE...",
+		Short: "Show the sections of UKIs",
+		Long: `Show the sections of UKIs, addons and profiles: name, size, SHA-256, and the content of those that are text. With --json it
+is an object of sections by name, those of the base profile, and a list "_profiles" of such objects for the others.`,
+		Example: `  composefs-boot uki inspect os.efi
+  composefs-boot uki inspect os.efi --section .cmdline:text
+  composefs-boot --json uki inspect os.efi`,
+		Args: cobra.MinimumNArgs(1),
+	}
+	v := ukiValues{}
+	section := ukiOption{name: "section", metavar: "NAME", kind: ukiMany}
+	c.Flags().Var(ukiFlagValue{v, section}, "section", "only this section, `NAME:text|binary[@FILE]`; FILE gets the content")
+	all := c.Flags().Bool("all", false, "show the stub's sections, too")
+	c.RunE = func(_ *cobra.Command, args []string) error { return a.ukiInspect(args, v["section"], *all) }
+	return c
+}
+
+// shownSection is what --section says.
+type shownSection struct {
+	name, path string
+	text       bool
+}
+
+func parseShown(values []string) ([]shownSection, error) {
+	var list []shownSection
+	for _, value := range values {
+		name, mode, ok := strings.Cut(value, ":")
+		mode, path, _ := strings.Cut(mode, "@")
+		if !ok || mode != "text" && mode != "binary" {
+			return nil, usageError{fmt.Errorf("--section %q: want NAME:text or NAME:binary, and @FILE if the content is wanted", value)}
+		}
+		list = append(list, shownSection{name, path, mode == "text"})
+	}
+	return list, nil
+}
+
+func (a *app) ukiInspect(paths, sections []string, all bool) error {
+	shown, err := parseShown(sections)
+	if err != nil {
+		return err
+	}
+	if a.json && len(paths) > 1 {
+		return usageError{errors.New("JSON is printed for one file at a time")}
+	}
+	for _, path := range paths {
+		in := &ukiInput{}
+		m, _, err := in.image(path)
+		if err == nil {
+			err = a.ukiInspectImage(m, shown, all)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", path, err)
+			}
+		}
+		in.close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (a *app) ukiInspectImage(m *uki.Image, shown []shownSection, all bool) error {
+	profiles, err := uki.Inspect(m, func(name string) (show, text bool) {
+		for _, s := range shown {
+			if s.name == name {
+				return true, s.text
+			}
+		}
+		known, text := uki.ShowKnown(name)
+		// In JSON, a profile says which it is.
+		return all || known && len(shown) == 0 || a.json && name == ".profile", text
+	})
+	if err != nil {
+		return err
+	}
+	for _, s := range shown {
+		if err := saveSection(m, s); err != nil {
+			return err
+		}
+	}
+	if a.json {
+		return printJSON(a.out, sectionObject(profiles))
+	}
+	for _, infos := range profiles {
+		for _, i := range infos {
+			fmt.Fprintf(a.out, "%s:\n  size: %d bytes\n  sha256: %s\n", i.Name, i.Size, i.SHA256)
+			if i.IsText {
+				fmt.Fprintln(a.out, "  text:")
+				for line := range strings.SplitSeq(strings.TrimRight(i.Text, " \t\r\n"), "\n") {
+					if strings.TrimSpace(line) != "" {
+						line = "    " + line
+					}
+					fmt.Fprintln(a.out, line)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// saveSection writes the content of a section to the file that --section names: the last one, if there are several.
+func saveSection(m *uki.Image, s shownSection) error {
+	if s.path == "" {
+		return nil
+	}
+	for _, have := range slices.Backward(m.Sections()) {
+		if have.Name == s.name {
+			return replaceFile(s.path, func(f *os.File) error {
+				_, err := f.ReadFrom(have.Reader())
+				return err
+			})
+		}
+	}
+	return nil
+}
+
+// sectionObject is what inspect prints as JSON, like ukify: an object with the sections of the base by name, in the order of
+// the file, and "_profiles", a list of such objects. Sections that may be there several times are lists.
+type sectionObject [][]uki.Info
+
+// sectionInfo is a section as JSON.
+type sectionInfo struct {
+	Size   int64   `json:"size"`
+	SHA256 string  `json:"sha256"`
+	Text   *string `json:"text,omitempty"`
+}
+
+func (o sectionObject) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	member := func(name string, value any) error {
+		if b.Len() > 1 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, "%q:", name)
+		e := json.NewEncoder(&b)
+		e.SetEscapeHTML(false)
+		return e.Encode(value)
+	}
+	b.WriteByte('{')
+	if len(o) > 0 {
+		for k, i := range o[0] {
+			same := func(other uki.Info) bool { return other.Name == i.Name }
+			if slices.IndexFunc(o[0], same) < k {
+				continue
+			}
+			var list []sectionInfo
+			for _, other := range o[0] {
+				if same(other) {
+					info := sectionInfo{Size: other.Size, SHA256: other.SHA256}
+					if other.IsText {
+						info.Text = &other.Text
+					}
+					list = append(list, info)
+				}
+			}
+			value := any(list)
+			if len(list) == 1 && i.Name != ".dtbauto" && i.Name != ".efifw" {
+				value = list[0]
+			}
+			if err := member(i.Name, value); err != nil {
+				return nil, err
+			}
+		}
+		var rest []sectionObject
+		for _, p := range o[1:] {
+			rest = append(rest, sectionObject{p})
+		}
+		if len(rest) > 0 {
+			if err := member("_profiles", rest); err != nil {
+				return nil, err
+			}
+		}
+	}
+	b.WriteByte('}')
+	return b.Bytes(), nil
+}

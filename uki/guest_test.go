@@ -1,0 +1,110 @@
+package uki_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/composefs-boot/composefs-boot/internal/vm"
+	"github.com/composefs-boot/composefs-boot/uki"
+)
+
+// esp makes a disk that is one FAT file system, with files (path on it -> path here).
+func esp(t *testing.T, files map[string]string) string {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "disk")
+	run := func(program string, args ...string) {
+		if out, err := exec.Command(program, args...).CombinedOutput(); err != nil {
+			t.Fatalf("%s %q: %v: %s", program, args, err, out)
+		}
+	}
+	run("truncate", "-s", "128M", disk)
+	run("mkfs.fat", "-F32", "-s", "1", disk)
+	made := map[string]bool{"::/.": true}
+	for path, from := range files {
+		dir := "::"
+		for part := range strings.SplitSeq(filepath.Dir(path), "/") {
+			if dir += "/" + part; !made[dir] {
+				made[dir] = true
+				run("mmd", "-i", disk, dir)
+			}
+		}
+		run("mcopy", "-i", disk, from, "::/"+path)
+	}
+	return disk
+}
+
+// A machine that boots what is built has in its TPM what was predicted, with addons and in another profile.
+func TestGuestMeasures(t *testing.T) {
+	kernel := vm.Kernels(t)["7.2"]
+	initrd := vm.Initrd(t, kernel, nil, `
+echo "CMDLINE $(cat /proc/cmdline)"
+for bank in sha1 sha256 sha384 sha512; do for pcr in 11 12; do
+	echo "VALUE $pcr:$bank=$(cat /sys/class/tpm/tpm0/pcr-$bank/$pcr | tr A-F a-f)"
+done; done
+`)
+	u := vm.NewUkify(t)
+	dir := t.TempDir()
+	addonStub, linuxStub := stub(t, u.Stub("addonx64.efi.stub")), stub(t, u.Stub("linuxx64.efi.stub"))
+	profile := build(t, addonStub, uki.Parts{Profile: uki.Text("ID=other\nTITLE=Other\n"), Cmdline: uki.Text("console=ttyS0 other"),
+		OSRelease: uki.Text("ID=else\n")}, filepath.Join(dir, "profile.efi"))
+	osRelease := "ID=test\nNAME=Test\nVERSION_ID=1\nPRETTY_NAME=Test\n"
+	image := build(t, linuxStub, uki.Parts{Linux: content(t, kernel.Image), Initrd: []uki.Content{content(t, initrd)},
+		Cmdline: uki.Text("console=ttyS0 base"), OSRelease: uki.Text(osRelease), Splash: uki.Bytes(noise(1, 333)),
+		Extra: []uki.Section{uki.NewSection(".pcrpkey", uki.Text("a key"))}, Join: []*uki.Image{read(t, profile)}}, filepath.Join(dir, "os.efi"))
+	one := build(t, addonStub, uki.Parts{Cmdline: uki.Text(" addon=1\n")}, filepath.Join(dir, "one.addon.efi"))
+	two := build(t, addonStub, uki.Parts{Cmdline: uki.Text("addon=2"), Initrd: []uki.Content{content(t, initrd), uki.Text("x")},
+		Microcode: uki.Bytes(make([]byte, 1000))}, filepath.Join(dir, "two.addon.efi"))
+	addons := []*uki.Image{read(t, one), read(t, two)}
+	// The firmware's shell runs this where there is nothing else to boot.
+	script := filepath.Join(dir, "startup.nsh")
+	if err := os.WriteFile(script, []byte("fs0:\\os.efi @1\r\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+
+	for name, c := range map[string]struct {
+		files   map[string]string
+		config  uki.Config
+		cmdline string
+	}{
+		"addons": {map[string]string{
+			"EFI/BOOT/BOOTX64.EFI":                         dir + "/os.efi",
+			"EFI/BOOT/BOOTX64.EFI.extra.d/two.addon.efi":   dir + "/two.addon.efi",
+			"EFI/BOOT/BOOTX64.EFI.extra.d/one.addon.efi":   dir + "/one.addon.efi",
+			"EFI/BOOT/BOOTX64.EFI.extra.d/another.txt.efi": script,
+		}, uki.Config{Addons: addons}, "console=ttyS0 base addon=1 addon=2"},
+		"profile": {map[string]string{
+			"os.efi":      dir + "/os.efi",
+			"startup.nsh": script,
+		}, uki.Config{Profile: 1}, "console=ttyS0 other"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := vm.Start(t, vm.Config{Disks: []string{esp(t, c.files)}, TPM: true})
+			m.Expect(`SCRIPT ENDED 0`, `panic|error:`)
+			console := strings.ReplaceAll(m.Console(), "\r", "")
+			if !strings.Contains(console, "CMDLINE "+c.cmdline+"\n") {
+				t.Errorf("command line: want %q", c.cmdline)
+			}
+			// systemd has not begun to count phases.
+			all, err := uki.Measure(read(t, image), uki.Banks, []string{""})
+			if err != nil {
+				t.Fatal(err)
+			}
+			more, err := uki.MeasureConfig(c.config, uki.Banks)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range append(all, more...) {
+				if want := fmt.Sprintf("VALUE %d:%s=%s\n", p.PCR, p.Bank, p.Value); p.Profile == c.config.Profile && !strings.Contains(console, want) {
+					t.Errorf("the TPM has not %s", want)
+				}
+			}
+			if t.Failed() {
+				t.Log(console)
+			}
+		})
+	}
+}
