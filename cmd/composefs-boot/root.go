@@ -76,7 +76,7 @@ answers to the name cfsctl. For the C tools there are mkcomposefs, composefs-inf
 	root.MarkFlagsMutuallyExclusive("repo", "user", "system", "no-repo")
 	root.AddCommand(a.imageCommands()...)
 	root.AddCommand(a.repositoryCommands()...)
-	root.AddCommand(a.mountCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand(), a.manCommand(root))
+	root.AddCommand(a.mountCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand(), a.initrdCommand(), a.manCommand(root))
 	root.AddCommand(a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand())
 	return root
 }
