@@ -66,8 +66,9 @@ func ParseModules(text []byte) ([]Module, error) {
 	return list, nil
 }
 
-// load loads a module with what the command line has for it. That it is there already, or that the machine has nothing for
-// it to do, is no error.
+// load loads a module with what the command line has for it, and does not wait for the devices that it finds: the port of
+// a disk controller where nothing is connected takes a second. That it is there already, or that the machine has nothing
+// for it to do, is no error.
 func (m Module) load(r Request) error {
 	name := m.Name()
 	if r.Without[name] {
@@ -78,7 +79,8 @@ func (m Module) load(r Request) error {
 		return err
 	}
 	defer f.Close()
-	err = unix.FinitModule(int(f.Fd()), strings.Join(r.Parameters[name], " "), 0)
+	parameters := append([]string{"async_probe"}, r.Parameters[name]...)
+	err = unix.FinitModule(int(f.Fd()), strings.Join(parameters, " "), 0)
 	if err == nil || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENODEV) {
 		return nil
 	}

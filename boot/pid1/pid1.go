@@ -96,7 +96,11 @@ func (r *run) execute(steps []Step) error {
 	var times []string
 	for k, s := range steps {
 		if k == len(steps)-1 {
-			r.host.Report(Info, "initramfs done: "+strings.Join(times, ", "))
+			text := "initramfs done: " + strings.Join(times, ", ")
+			if len(r.slow) > 0 {
+				text += " (slow modules: " + strings.Join(r.slow, ", ") + ")"
+			}
+			r.host.Report(Info, text)
 		}
 		start := time.Now()
 		if err := s.do(r); err != nil {
@@ -112,16 +116,17 @@ func (r *run) execute(steps []Step) error {
 
 // mountAPI mounts what the kernel shows. What is mounted already, as /dev may be, stays.
 func mountAPI() error {
-	const quiet = unix.MS_NOSUID | unix.MS_NOEXEC
+	// As systemd mounts them, which leaves alone what is mounted.
+	const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	for _, m := range []struct {
 		dir, kind string
 		flags     uintptr
 		data      string
 	}{
-		{"/proc", "proc", quiet | unix.MS_NODEV, ""},
-		{"/sys", "sysfs", quiet | unix.MS_NODEV, ""},
-		{"/dev", "devtmpfs", quiet, "mode=0755"},
-		{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
+		{"/proc", "proc", quiet, ""},
+		{"/sys", "sysfs", quiet, ""},
+		{"/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_STRICTATIME, "mode=0755,size=4m,nr_inodes=1m"},
+		{"/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_STRICTATIME, "mode=0755,size=20%,nr_inodes=800k"},
 	} {
 		if err := os.MkdirAll(m.dir, 0o755); err != nil {
 			return err

@@ -28,6 +28,7 @@ type run struct {
 	device   Device
 	init     string   // found in the new root
 	problems []string // modules that did not load, told if something comes of it
+	slow     []string // modules that took long
 }
 
 // Plan decides what to do between the kernel's command line and the system's init.
@@ -108,8 +109,12 @@ func (r *run) load(when string) {
 		if m.When != when {
 			continue
 		}
+		start := time.Now()
 		if err := m.load(r.request); err != nil {
 			r.problems = append(r.problems, err.Error())
+		}
+		if took := time.Since(start); took >= 100*time.Millisecond {
+			r.slow = append(r.slow, fmt.Sprintf("%s %d ms", m.Name(), took.Milliseconds()))
 		}
 	}
 }
@@ -186,7 +191,8 @@ func (s stepMount) do(r *run) error {
 		types = []string{f.Type}
 	}
 	flags := s.flags
-	if s.readOnly || r.device.ReadOnly && s.root(r) {
+	// The partition table decides where the command line does not even say where the root is.
+	if s.readOnly || r.device.ReadOnly && r.request.Root.Kind == Auto {
 		flags |= unix.MS_RDONLY
 	}
 	var errs []error
@@ -206,9 +212,6 @@ func (s stepMount) do(r *run) error {
 	}
 	return errors.Join(errs...)
 }
-
-// root reports whether the partition table decides, since the command line does not even say where the root is.
-func (s stepMount) root(r *run) bool { return r.request.Root.Kind == Auto }
 
 func (s stepSetUp) do(r *run) error {
 	// The rules of udev make this link for a root that is found by its type; setting up the root looks for it.

@@ -242,7 +242,10 @@ func report(level, text string) {
 // shown reports whether the console shows messages of this level: those below the first number of printk.
 func shown(level string) bool {
 	text, err := os.ReadFile("/proc/sys/kernel/printk")
-	return err == nil && len(text) > 0 && len(level) > 1 && level[1] < text[0]
+	var below, n int
+	_, err2 := fmt.Sscan(string(text), &below)
+	_, err3 := fmt.Sscanf(level, "<%d>", &n)
+	return err == nil && err2 == nil && err3 == nil && n < below
 }
 
 // oneLine keeps what the command line or the disk brought into a message from steering the console.
