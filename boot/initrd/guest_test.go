@@ -22,6 +22,7 @@ type system struct {
 	disk, digest, options string
 	kernel                vm.Kernel
 	native, dracut        string // initramfs files
+	signed                string // the native one, which believes the command line
 	esp                   string // of the disk, as mtools want it
 	initrd                string // path on the ESP
 }
@@ -71,7 +72,14 @@ func newSystem(t *testing.T) system {
 			s.initrd = f.Path
 		}
 	}
-	run(t, program, "initrd", "build", "--modules-dir", modules, "--setup-root", filepath.Join(dir, "composefs-setup-root"), "-o", s.native)
+	build := []string{"initrd", "build", "--modules-dir", modules, "--setup-root", filepath.Join(dir, "composefs-setup-root")}
+	run(t, program, append(build, "-o", s.native)...)
+	s.signed = filepath.Join(dir, "signed.img")
+	config := filepath.Join(dir, "setup-root-conf.toml")
+	if err := os.WriteFile(config, []byte("[init]\nsigned-cmdline = true\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(t, program, append(build, "-o", s.signed, "--config", config)...)
 	info, err := os.Stat(s.native)
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +155,7 @@ func (s system) boots(t *testing.T, m *vm.Machine) (seconds float64, mounts stri
 func TestGuestBoots(t *testing.T) {
 	s := newSystem(t)
 	t.Run("native-and-dracut", func(t *testing.T) {
-		m := s.start(t, s.native, s.options)
+		m := s.start(t, s.native, s.options+" init=/nonesuch") // does not count: nobody says that the line is signed
 		native, mounts := s.boots(t, m)
 		t.Logf("%s", regexp.MustCompile(`.*initramfs done.*`).FindString(m.Console()))
 		dracut, same := s.boots(t, s.start(t, s.dracut, s.options))
@@ -179,18 +187,23 @@ func TestGuestBoots(t *testing.T) {
 		c.boots(t, vm.Start(t, vm.Config{Disks: []string{c.disk}}))
 	})
 	zeros := strings.Repeat("0", 128)
-	for _, c := range []struct{ name, cmdline, want, end string }{
-		{"no-such-device", strings.Replace(s.options, "root=UUID=", "root=UUID=f", 1) + " rootwait=2",
+	for _, c := range []struct{ name, initrd, cmdline, want, end string }{
+		{"no-such-device", s.native, strings.Replace(s.options, "root=UUID=", "root=UUID=f", 1) + " rootwait=2",
 			`composefs-setup-root: wait for UUID=f\S+, at most 2s: not found in 2s: correct root= .*there is vda.*vda2 \(ext4 UUID=`, `halted`},
-		{"wrong-digest", strings.Replace(s.options, s.digest, zeros, 1) + " init=/bin/sh rd.shell",
+		{"wrong-digest", s.native, strings.Replace(s.options, s.digest, zeros, 1) + " init=/bin/sh rd.shell",
 			`composefs-setup-root: make the composefs image the root at /sysroot: refused: image 0000.* is missing on the disk.*boot another entry`, `halted`},
-		{"reboots", strings.Replace(s.options, s.digest, zeros, 1) + " quiet composefs.onfail=reboot",
+		{"reboots", s.native, strings.Replace(s.options, s.digest, zeros, 1) + " quiet composefs.onfail=reboot",
 			`composefs-setup-root: make the composefs image`, `(?s)restarting in 5s.*reboot: Restarting system`},
-		{"no-argument", strings.Join(strings.Fields(s.options)[1:], " ") + " loglevel=0",
+		{"no-argument", s.native, strings.Join(strings.Fields(s.options)[1:], " ") + " loglevel=0",
 			`composefs-setup-root: make the composefs image the root at /sysroot: no composefs.digest= or composefs= argument`, `halted`},
+		// The modules of both are loaded then: without them the kernel would not know the file systems.
+		{"other-file-systems", s.native, s.options + " rootfstype=xfs,btrfs",
+			`mount it at /sysroot as xfs or btrfs: /dev/vda2 as xfs: (invalid argument|structure needs cleaning); /dev/vda2 as btrfs: invalid argument`, `halted`},
+		{"signed-init", s.signed, s.options + " init=/nonesuch init=/bin/sh",
+			`find /nonesuch in it, as init= says: nothing to execute in the image: .*no such file`, `halted`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			m := s.start(t, s.native, c.cmdline)
+			m := s.start(t, c.initrd, c.cmdline)
 			m.Expect(c.want, shell)
 			m.Expect(c.end, shell)
 			m.Stop()
