@@ -20,6 +20,8 @@ const (
 type Config struct {
 	Etc, Var      Mount
 	TransientRoot bool // changes to the whole root go to memory
+	// SignedCmdline tells that somebody vouches for the kernel command line: package pid1 follows its init=.
+	SignedCmdline bool
 }
 
 // DefaultConfig is what counts where the file says nothing.
@@ -28,16 +30,17 @@ var DefaultConfig = Config{Etc: Overlay, Var: Bind}
 // maxConfig limits the file, in bytes.
 const maxConfig = 64 << 10
 
-// ParseConfig reads a configuration. The file is TOML, of which it uses this much: comments, the tables [etc], [var] and
-// [root], the key mount with one of the strings of Mount, and the key transient, true or false. For [etc] and [var],
-// transient = true is another way to say mount = "transient". Anything else is an error that names the line.
+// ParseConfig reads a configuration. The file is TOML, of which it uses this much: comments, the tables [etc], [var],
+// [root] and [init], the key mount with one of the strings of Mount, and the key transient, true or false. For [etc] and [var],
+// transient = true is another way to say mount = "transient". [init] has the key signed-cmdline only, true or false. Anything
+// else is an error that names the line.
 func ParseConfig(text []byte) (Config, error) {
 	c := DefaultConfig
 	if len(text) > maxConfig {
 		return c, fmt.Errorf("larger than %d bytes", maxConfig)
 	}
 	mounts := map[string]Mount{}
-	transient := map[string]bool{}
+	flags := map[string]bool{}
 	seen := map[string]bool{}
 	table := ""
 	for number, line := range strings.Split(string(text), "\n") {
@@ -51,8 +54,8 @@ func ParseConfig(text []byte) (Config, error) {
 		}
 		if strings.HasPrefix(line, "[") {
 			table = strings.TrimSpace(strings.TrimSuffix(strings.TrimPrefix(line, "["), "]"))
-			if !strings.HasSuffix(line, "]") || table != "etc" && table != "var" && table != "root" {
-				return fail("table %q: want [etc], [var] or [root]", line)
+			if !strings.HasSuffix(line, "]") || table != "etc" && table != "var" && table != "root" && table != "init" {
+				return fail("table %q: want [etc], [var], [root] or [init]", line)
 			}
 			if seen[table] {
 				return fail("a second table [%s]", table)
@@ -70,16 +73,17 @@ func ParseConfig(text []byte) (Config, error) {
 		}
 		seen[table+"."+key] = true
 		switch {
-		case key == "mount" && table != "root":
+		case key == "mount" && table != "root" && table != "init":
 			m := Mount(strings.Trim(value, `"'`))
 			if len(value) != len(m)+2 || m != None && m != Bind && m != Overlay && m != Transient {
 				return fail(`mount = %s: want "none", "bind", "overlay" or "transient"`, value)
 			}
 			mounts[table] = m
-		case key == "transient" && (value == "true" || value == "false"):
-			transient[table] = value == "true"
-		case key == "transient":
-			return fail("transient = %s: want true or false", value)
+		case key == "transient" && table != "init" || key == "signed-cmdline" && table == "init":
+			if value != "true" && value != "false" {
+				return fail("%s = %s: want true or false", key, value)
+			}
+			flags[table] = value == "true"
 		default:
 			return fail("unknown key %s in [%s]", key, table)
 		}
@@ -87,10 +91,10 @@ func ParseConfig(text []byte) (Config, error) {
 	for table, m := range map[string]*Mount{"etc": &c.Etc, "var": &c.Var} {
 		if given, ok := mounts[table]; ok {
 			*m = given
-		} else if transient[table] {
+		} else if flags[table] {
 			*m = Transient
 		}
 	}
-	c.TransientRoot = transient["root"]
+	c.TransientRoot, c.SignedCmdline = flags["root"], flags["init"]
 	return c, nil
 }

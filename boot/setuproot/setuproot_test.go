@@ -31,6 +31,7 @@ func TestParseConfig(t *testing.T) {
 		"[var]\r\nmount = \"overlay\"\r\n":                 {Etc: Overlay, Var: Overlay},
 		"[root]\ntransient = true\n[ var ]":                {Etc: Overlay, Var: Bind, TransientRoot: true},
 		"[root]\ntransient = false\n":                      DefaultConfig,
+		"[init]\nsigned-cmdline = true":                    {Etc: Overlay, Var: Bind, SignedCmdline: true},
 		"[etc]\nmount = \"bind\"\n[var]\nmount = \"none\"": {Etc: Bind, Var: None},
 	} {
 		if got, err := ParseConfig([]byte(text)); err != nil || got != want {
@@ -47,6 +48,9 @@ func TestParseConfig(t *testing.T) {
 		"[etc]\ntransient = yes":                "want true or false",
 		"[etc]\nverity = false":                 "unknown key verity in [etc]",
 		"[root]\nmount = \"bind\"":              "unknown key mount in [root]",
+		"[init]\ntransient = true":              "unknown key transient in [init]",
+		"[init]\nsigned-cmdline = 1":            "want true or false",
+		"[var]\nsigned-cmdline = true":          "unknown key signed-cmdline in [var]",
 		"[etc]\n[etc]":                          "a second table",
 		"[etc]\nmount=\"none\"\nmount=\"bind\"": "given twice",
 		strings.Repeat("#", maxConfig+1):        "larger than",

@@ -29,7 +29,7 @@ func TestBench(t *testing.T) {
 		run  func(t *testing.T)
 	}{
 		{"hash", b.hash}, {"digest", b.digest}, {"selinux", b.selinux}, {"import", b.imports}, {"dumpfile", b.dumpfile},
-		{"files", b.files}, {"read", b.read}, {"diff", b.diff}, {"bytes", b.bytes}, {"million", b.million},
+		{"files", b.files}, {"read", b.read}, {"diff", b.diff}, {"uki", b.uki}, {"bytes", b.bytes}, {"million", b.million},
 	}
 	done := 0
 	for _, p := range parts {

@@ -3,6 +3,8 @@
 //
 // It says what went wrong in the kernel log and on standard error, and ends with exit code 1; 2 for wrong options. It
 // never starts a shell, and an error leaves everything as it was. Package boot/setuproot is the work itself.
+//
+// Started by the kernel as /init of an initramfs, it does all that is to be done there: package boot/pid1.
 package main
 
 import (
@@ -17,11 +19,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/composefs-boot/composefs-boot/boot/karg"
+	"github.com/composefs-boot/composefs-boot/boot/pid1"
 	"github.com/composefs-boot/composefs-boot/boot/setuproot"
 )
 
 // version is set by the build.
 var version = "development"
+
+const configFile = "/usr/lib/composefs/setup-root-conf.toml"
 
 const usage = `composefs-setup-root makes a composefs image the root of the running system.
 
@@ -51,6 +56,9 @@ type options struct {
 }
 
 func main() {
+	if os.Getpid() == 1 {
+		asInit() // the kernel's arguments are not for us
+	}
 	o, done, err := parse(os.Args[1:], os.Stdout)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "composefs-setup-root: %v (see --help)\n", err)
@@ -65,9 +73,22 @@ func main() {
 	}
 }
 
+// asInit is the program as process 1. It does not return.
+func asInit() {
+	o := options{sysroot: pid1.Sysroot, target: pid1.Sysroot, config: configFile}
+	pid1.Run(pid1.Host{
+		Signed: func() (bool, error) {
+			c, err := readConfig(o)
+			return c.SignedCmdline, err
+		},
+		SetUp:  func() error { return setup(o) },
+		Report: func(l pid1.Level, text string) { report(string(l), text) },
+	})
+}
+
 // parse reads the options. Done means that what they ask for has been printed.
 func parse(args []string, out io.Writer) (o options, done bool, err error) {
-	o = options{sysroot: "/sysroot", config: "/usr/lib/composefs/setup-root-conf.toml"}
+	o = options{sysroot: "/sysroot", config: configFile}
 	for k := 0; k < len(args); k++ {
 		name, value, inline := strings.Cut(args[k], "=")
 		var text *string
@@ -114,17 +135,28 @@ func parse(args []string, out io.Writer) (o options, done bool, err error) {
 	return o, false, nil
 }
 
-func setup(o options) error {
-	start := time.Now()
-	w := setuproot.World{Config: setuproot.DefaultConfig, RootFS: o.rootFS, Sysroot: o.sysroot, Target: o.target}
+// readConfig reads the configuration. The usual file need not be there.
+func readConfig(o options) (setuproot.Config, error) {
 	text, err := os.ReadFile(o.config)
-	if err == nil {
-		w.Config, err = setuproot.ParseConfig(text)
-	} else if errors.Is(err, os.ErrNotExist) && !o.hasConfig {
-		err = nil
+	if errors.Is(err, os.ErrNotExist) && !o.hasConfig {
+		return setuproot.DefaultConfig, nil
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", o.config, err)
+		return setuproot.Config{}, err
+	}
+	c, err := setuproot.ParseConfig(text)
+	if err != nil {
+		return c, fmt.Errorf("%s: %w", o.config, err)
+	}
+	return c, nil
+}
+
+func setup(o options) error {
+	start := time.Now()
+	w := setuproot.World{RootFS: o.rootFS, Sysroot: o.sysroot, Target: o.target}
+	var err error
+	if w.Config, err = readConfig(o); err != nil {
+		return err
 	}
 	if !o.hasCmdline {
 		line, err := os.ReadFile("/proc/cmdline")
@@ -188,11 +220,14 @@ func warn(o options, text string) {
 	report("<4>", text)
 }
 
-// report writes a line to the kernel log, which the console shows, and to standard error.
+// report writes a line to the kernel log, which the console shows, and to standard error. For process 1 that is the console
+// as well: then only what the log does not show there.
 func report(level, text string) {
 	text = "composefs-setup-root: " + oneLine(text)
-	fmt.Fprintln(os.Stderr, text)
 	kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
+	if err != nil || os.Getpid() != 1 || level < string(pid1.Info) && !shown(level) {
+		fmt.Fprintln(os.Stderr, text)
+	}
 	if err != nil {
 		return
 	}
@@ -202,6 +237,15 @@ func report(level, text string) {
 		text = text[:longest]
 	}
 	fmt.Fprint(kmsg, level+text+"\n")
+}
+
+// shown reports whether the console shows messages of this level: those below the first number of printk.
+func shown(level string) bool {
+	text, err := os.ReadFile("/proc/sys/kernel/printk")
+	var below, n int
+	_, err2 := fmt.Sscan(string(text), &below)
+	_, err3 := fmt.Sscanf(level, "<%d>", &n)
+	return err == nil && err2 == nil && err3 == nil && n < below
 }
 
 // oneLine keeps what the command line or the disk brought into a message from steering the console.
