@@ -129,7 +129,7 @@ func (i *Import) publish(d fsverity.Digest, t *temp) error {
 	if err != nil {
 		return err
 	}
-	name := d.ObjectPath()[3:]
+	name := d.FileName()
 	err = t.link(dir, name)
 	if errors.Is(err, unix.EEXIST) {
 		// Either somebody else was faster, or this object is there to be replaced.

@@ -190,7 +190,7 @@ func (c *checker) objects(ctx context.Context) error {
 			}
 			next := directory{fd: fd, want: objects[:n]}
 			for _, d := range next.want {
-				next.names = append(next.names, d.ObjectPath()[3:])
+				next.names = append(next.names, d.FileName())
 			}
 			objects = objects[n:]
 			work <- next

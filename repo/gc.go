@@ -122,7 +122,7 @@ func (r *Repo) removeObjects(ctx context.Context, objects []fsverity.Digest) err
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := unix.Unlinkat(int(dir.Fd()), d.ObjectPath()[3:], 0); err != nil && err != unix.ENOENT {
+		if err := unix.Unlinkat(int(dir.Fd()), d.FileName(), 0); err != nil && err != unix.ENOENT {
 			return &os.PathError{Op: "remove", Path: "objects/" + d.ObjectPath(), Err: err}
 		}
 	}

@@ -42,7 +42,7 @@ func (i *Import) fanout(d fsverity.Digest, create bool) (int, error) {
 	if *at != 0 {
 		return *at, nil
 	}
-	name := d.ObjectPath()[:2]
+	name := d.String()[:2]
 	open := func() (int, error) {
 		return unix.Openat(int(i.objects.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	}
@@ -78,7 +78,7 @@ func (i *Import) sound(d fsverity.Digest, content []byte) (bool, error) {
 		return ok, err
 	}
 	fd, err := retry(func() (int, error) {
-		return unix.Openat(dir, d.ObjectPath()[3:], unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return unix.Openat(dir, d.FileName(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 	if err == unix.ENOENT || err == unix.ELOOP {
 		return false, nil
@@ -104,7 +104,7 @@ func (i *Import) remembered(dir int, d fsverity.Digest) (bool, error) {
 		return false, nil
 	}
 	var st unix.Statx_t
-	err := unix.Statx(dir, d.ObjectPath()[3:], unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st)
+	err := unix.Statx(dir, d.FileName(), unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st)
 	if err == unix.ENOENT {
 		return false, nil
 	}

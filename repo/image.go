@@ -183,6 +183,6 @@ func Objects(t *fstree.Tree) []fsverity.Digest {
 	for d := range seen {
 		list = append(list, d)
 	}
-	slices.SortFunc(list, func(a, b fsverity.Digest) int { return strings.Compare(a.String(), b.String()) })
+	slices.SortFunc(list, fsverity.Digest.Compare)
 	return list
 }

@@ -77,7 +77,7 @@ func inferFrom(dir *os.File) (alg fsverity.Algorithm, verity bool, err error) {
 			if len(objects) == 0 {
 				return nil
 			}
-			f, err := openBeneath(sub, objects[0].ObjectPath()[3:], unix.O_RDONLY)
+			f, err := openBeneath(sub, objects[0].FileName(), unix.O_RDONLY)
 			if err != nil {
 				return err
 			}

@@ -195,7 +195,7 @@ func (r *Repo) measureDirectory(m *measurer, list []fsverity.Digest, result func
 	defer dir.Close()
 	names := make([]string, len(list))
 	for k, d := range list {
-		names[k] = d.ObjectPath()[3:]
+		names[k] = d.FileName()
 	}
 	m.objects(int(dir.Fd()), names, list, func(k int, found measured) { result(list[k], found) })
 	return nil

@@ -133,9 +133,9 @@ func shorten(s string) string {
 // Algorithm returns the algorithm, 0 for the zero digest.
 func (d Digest) Algorithm() Algorithm { return d.alg }
 
-// Compare orders digests as their texts are ordered; those of one algorithm stand together.
+// Compare orders digests as their texts are ordered.
 func (d Digest) Compare(o Digest) int {
-	return cmp.Or(cmp.Compare(d.alg, o.alg), bytes.Compare(d.sum[:], o.sum[:]))
+	return cmp.Or(bytes.Compare(d.sum[:], o.sum[:]), cmp.Compare(d.alg, o.alg))
 }
 
 // IsZero reports whether d is the zero value, "no digest".
@@ -146,6 +146,14 @@ func (d Digest) Bytes() []byte { return d.sum[:d.alg.Size()] }
 
 // String returns the lower-case hexadecimal digits, "" for the zero digest.
 func (d Digest) String() string { return hex.EncodeToString(d.Bytes()) }
+
+// FileName returns the last part of ObjectPath, the name of the object in its directory.
+func (d Digest) FileName() string {
+	if d.IsZero() {
+		return ""
+	}
+	return hex.EncodeToString(d.sum[1:d.alg.Size()])
+}
 
 // AppendBinary appends the raw hash. The error is always nil.
 func (d Digest) AppendBinary(b []byte) ([]byte, error) {
