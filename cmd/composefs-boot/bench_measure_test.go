@@ -151,7 +151,7 @@ func (b *bench) compare(what string, size, runs int, ours func(k int) sample, pe
 		}
 		them := median(samples[n+1])
 		b.record(what, size, p.name, them)
-		b.printf("%-52s %v   %-17s %v   %-14s %s\n", what, us, p.name, them,
+		b.printf("%-52s %v   %-17s %v   %-14s %s\n", title, us, p.name, them,
 			ratio(float64(us.wall)/float64(them.wall), p.time), ratio(float64(us.peak)/float64(them.peak), p.memory))
 	}
 	return us
