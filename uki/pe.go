@@ -24,7 +24,7 @@ type PE struct {
 	coff        int    // offsets in head: of the COFF header,
 	optional    int    // of the optional header,
 	table       int    // of the section table
-	directories int    // and of the data directories
+	directories int    // and of the data directories in the optional header
 }
 
 // Range is a part of a file.
@@ -238,10 +238,13 @@ func (p *PE) check() error {
 	}
 	if c := p.CertificateTable; c.Size > 0 && (c.Size%8 != 0 || c.Offset%8 != 0 || c.end() > p.Size) {
 		return fmt.Errorf("offset %d: certificate table of %d bytes at %d: want multiples of 8 within the %d bytes of the file",
-			p.optional+p.directories+8*securityDirectory, c.Size, c.Offset, p.Size)
+			p.security(), c.Size, c.Offset, p.Size)
 	}
 	return nil
 }
+
+// security is the offset in head of where the certificate table's place is.
+func (p *PE) security() int { return p.optional + p.directories + 8*securityDirectory }
 
 // section returns the k-th section with its content.
 func (p *PE) section(k int) Section {
