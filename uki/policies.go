@@ -131,6 +131,15 @@ func ascii(s string) string {
 // maxPolicies is how many policies of a bank are read.
 const maxPolicies = 4096
 
+// ReadPolicies reads policies from a file, as ParsePolicies does.
+func ReadPolicies(c Content) (Policies, error) {
+	text, err := c.load(maxText)
+	if err != nil {
+		return nil, fmt.Errorf("PCR policies: %w", err)
+	}
+	return ParsePolicies(text)
+}
+
 // ParsePolicies reads policies as systemd-measure and ukify write them. Members that it does not know are an error, as they
 // would be lost when the policies are written again.
 func ParsePolicies(text []byte) (Policies, error) {
@@ -142,8 +151,10 @@ func ParsePolicies(text []byte) (Policies, error) {
 	fail := func(err error) (Policies, error) {
 		return nil, fmt.Errorf("PCR policies: byte %d: %w", d.InputOffset(), err)
 	}
-	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return fail(cmpErr(err, errors.New("want an object with a list for each bank")))
+	if t, err := d.Token(); err != nil {
+		return fail(err)
+	} else if t != json.Delim('{') {
+		return fail(errors.New("want an object with a list for each bank"))
 	}
 	var p Policies
 	for d.More() {
@@ -178,13 +189,6 @@ func ParsePolicies(text []byte) (Policies, error) {
 		return fail(errors.New("something follows the object"))
 	}
 	return p, nil
-}
-
-func cmpErr(err, other error) error {
-	if err == nil {
-		return other
-	}
-	return err
 }
 
 // check tells whether the members have the forms that they are to have.

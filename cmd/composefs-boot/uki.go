@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -36,11 +35,20 @@ func (a *app) ukiBuildCommand() *cobra.Command {
 		Short: "Build a UKI, an addon or a profile",
 		Long: `Build a unified kernel image from a stub, a kernel and what goes with it. Without a kernel it is an addon, which the stub
 adds to a UKI when it lies beside it; with --profile and no --join-profile it is a profile for a UKI to be built with
---join-profile. The same input gives the same bytes.`,
+--join-profile. The same input gives the same bytes, signatures included.
+
+With --pcr-private-key, each profile gets signatures for the values that PCR 11 will have when it is booted, by which secrets
+that are sealed to the key can be had (.pcrsig, and .pcrpkey with the public key). With --secureboot-private-key, the
+file is signed for Secure Boot. A key is a PEM file, or exec:COMMAND, which gets the SHA-256 digest on its standard input and writes
+the signature, or tpm2:FILE|HANDLE.`,
 		Example: `  composefs-boot uki build --linux vmlinuz --initrd microcode.img --initrd initrd.img --cmdline "quiet" -o os.efi
   composefs-boot uki build --profile "ID=rescue" --cmdline "systemd.unit=rescue.target" -o rescue.profile.efi
   composefs-boot uki build --linux vmlinuz --initrd initrd.img --join-profile rescue.profile.efi -o os.efi
-  composefs-boot uki build --cmdline "debug" -o debug.addon.efi`,
+  composefs-boot uki build --cmdline "debug" -o debug.addon.efi
+  composefs-boot uki build --linux vmlinuz --initrd initrd.img --pcr-private-key pcr.key --pcr-banks sha256 \
+      --secureboot-private-key db.key --secureboot-certificate db.crt -o os.efi
+  composefs-boot uki build --linux vmlinuz --policy-digest --pcr-public-key pcr.pub -o unsigned.efi > to-sign.json
+  composefs-boot uki build --join-pcrsig unsigned.efi --pcrsig @signed.json -o os.efi`,
 		Args: exactly(0),
 	}
 	v := ukiValues{}
@@ -61,6 +69,9 @@ adds to a UKI when it lies beside it; with --profile and no --join-profile it is
 			return printJSON(a.out, result)
 		}
 		a.printPCRs(result.PCRs, a.err)
+		if result.ToSign != nil {
+			fmt.Fprintln(a.out, result.ToSign.Text())
+		}
 		a.ukiWrote(result)
 		return nil
 	}
@@ -68,17 +79,29 @@ adds to a UKI when it lies beside it; with --profile and no --join-profile it is
 }
 
 func (a *app) ukiWrote(result ukiBuilt) {
-	if !a.quiet {
-		fmt.Fprintf(a.err, "wrote %s, %s, unsigned\n", result.Output, size(result.Size))
+	if a.quiet {
+		return
+	}
+	signed := "unsigned"
+	if result.Signer != "" {
+		signed = "signed by " + result.Signer
+	}
+	fmt.Fprintf(a.err, "wrote %s, %s, %s\n", result.Output, size(result.Size), signed)
+	if result.Unsigned > 0 {
+		fmt.Fprintf(a.err, "%d PCR policies in it are not signed\n", result.Unsigned)
 	}
 }
 
 // ukiInput opens the files that a UKI is made of. They are read while it is written, and closed after that.
 type ukiInput struct {
 	files []*os.File
+	keys  []io.Closer
 }
 
 func (in *ukiInput) close() {
+	for _, k := range in.keys {
+		k.Close()
+	}
 	for _, f := range in.files {
 		f.Close()
 	}
@@ -124,60 +147,6 @@ func (in *ukiInput) image(path string) (*uki.Image, *uki.PE, error) {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return m, p, nil
-}
-
-// ukiBuilt is what build prints as JSON.
-type ukiBuilt struct {
-	Output  string           `json:"output"`
-	Size    int64            `json:"size"`
-	Machine string           `json:"machine"`
-	PCRs    []uki.Prediction `json:"pcrs,omitempty"`
-}
-
-// ukiBuild builds what the options say, and measures it with --measure.
-func (a *app) ukiBuild(v ukiValues) (result ukiBuilt, err error) {
-	in := &ukiInput{}
-	defer in.close()
-	parts, err := in.parts(v)
-	if err != nil {
-		return result, err
-	}
-	output, given := v.one("output")
-	if linux, ok := v.one("linux"); !given && ok {
-		output = filepath.Base(linux) + ".unsigned.efi"
-	} else if !given {
-		return result, usageError{errors.New("--output is needed for an addon or a profile")}
-	}
-	path, arch := in.stubPath(v, parts)
-	c, err := in.open(path)
-	if err != nil {
-		return result, fmt.Errorf("stub for %s: %w: install systemd-boot-efi, or name one with --stub", arch, err)
-	}
-	stub, err := uki.ParsePE(c, c.Size)
-	if err != nil {
-		return result, fmt.Errorf("stub: %s: %w", path, err)
-	}
-	if parts.HWIDs, err = hwids(v, stub.Machine); err != nil {
-		return result, err
-	}
-	banks, phases, err := v.measured()
-	if err != nil {
-		return result, err
-	}
-	var image *uki.Image
-	var layout *uki.Layout
-	err = replaceFile(output, func(f *os.File) (err error) {
-		image, layout, err = uki.Build(f, stub, parts)
-		return err
-	})
-	if err != nil {
-		return result, fmt.Errorf("%s: %w", output, err)
-	}
-	result = ukiBuilt{Output: output, Size: layout.Size, Machine: stub.Machine.String()}
-	if _, ok := v.one("measure"); ok {
-		result.PCRs, err = uki.Measure(image, banks, phases)
-	}
-	return result, err
 }
 
 // parts opens what the options name.
@@ -335,9 +304,7 @@ func (v ukiValues) measured() (banks []uki.Bank, phases []string, err error) {
 			banks = append(banks, uki.Bank(b))
 		}
 	}
-	for _, p := range v["phases"] {
-		phases = append(phases, strings.FieldsFunc(p, split)...)
-	}
+	phases = phaseList(v["phases"])
 	for _, p := range v["phase"] {
 		words := slices.DeleteFunc(strings.Split(p, ":"), func(word string) bool { return word == "" })
 		phases = append(phases, strings.Join(words, ":"))
