@@ -56,7 +56,7 @@ func JoinPolicies(p *PE, signed Policies) (l *Layout, unsigned int, err error) {
 	check := p.optional + offCheckSum
 	put(check, 0)
 	if p.CertificateTable.Size > 0 {
-		clear(head[p.directories+8*securityDirectory:][:8])
+		clear(head[p.security():][:8])
 	}
 	return &Layout{end, head, check, p.replace(head, replaced, end)}, unsigned, nil
 }

@@ -1,223 +1,216 @@
 package main
 
 import (
-	"crypto"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strings"
+
+	"github.com/spf13/cobra"
 
 	"github.com/composefs-boot/composefs-boot/uki"
 	"github.com/composefs-boot/composefs-boot/uki/signer"
 )
 
-// secureBootKey is what a file is signed with for Secure Boot.
-type secureBootKey struct {
-	key         *signer.Signer
-	certificate *x509.Certificate
+// signedFile is what sign and unsign print as JSON.
+type signedFile struct {
+	Output       string   `json:"output"`
+	Authenticode string   `json:"authenticode"` // SHA-256, hexadecimal: what db and dbx may list
+	Signers      []string `json:"signers"`
 }
 
-// secureBoot opens the key that the options name, or returns nil if they name none.
-func (in *ukiInput) secureBoot(v ukiValues) (*secureBootKey, error) {
-	name, hasKey := v.one("secureboot-private-key")
-	path, hasCertificate := v.one("secureboot-certificate")
-	tool, _ := v.one("signtool")
-	if !slices.Contains([]string{"", "sbsign", "systemd-sbsign", "pesign"}, tool) {
-		return nil, usageError{fmt.Errorf("--signtool %q: want sbsign or systemd-sbsign", tool)}
+func (a *app) ukiSignCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "sign FILE",
+		Short: "Sign a UKI, or any other program for UEFI",
+		Long: `Sign a program for UEFI: a UKI, an addon, a boot loader. A file that is signed gets another signature; unsign takes all
+of them away. RSA and SHA-256 are used, without a time: the same key gives the same bytes.
+
+The key is a PEM file or a program: exec:COMMAND is run by the shell, has the SHA-256 digest (32 bytes) as standard input and
+prints the RSA signature with PKCS #1 padding. So keys on tokens and in key services can be used.`,
+		Example: `  composefs-boot uki sign os.efi --key db.key --certificate db.pem
+  composefs-boot uki sign os.efi --key db.key --certificate db.pem -o os.signed.efi
+  composefs-boot uki sign os.efi --key "exec:pkcs11-tool --sign --mechanism RSA-PKCS ..." --certificate db.pem`,
+		Args: exactly(1),
 	}
-	if tool == "pesign" {
-		return nil, errors.New("--signtool=pesign: pesign's databases are not read: give --secureboot-private-key and --secureboot-certificate")
+	key := c.Flags().String("key", "", "private key, `FILE|exec:COMMAND`")
+	certificate := c.Flags().String("certificate", "", "its certificate `FILE`, PEM or DER")
+	output := c.Flags().StringP("output", "o", "", "the `FILE` to write [default: the same]")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		if *key == "" || *certificate == "" {
+			return usageError{errors.New("--key and --certificate are needed: make some with \"keys new\"")}
+		}
+		return a.changeSignatures(args[0], *output, func(f *os.File, p *uki.PE) error {
+			return signWith(f, p, *key, *certificate)
+		})
 	}
-	switch {
-	case hasKey != hasCertificate:
-		return nil, usageError{errors.New("--secureboot-private-key and --secureboot-certificate: want both")}
-	case !hasKey && v.on("sign-kernel"):
-		return nil, usageError{errors.New("--sign-kernel needs --secureboot-private-key and --secureboot-certificate")}
-	case !hasKey:
-		return nil, nil
-	}
-	certificate, err := signer.ReadCertificate(path)
-	if err != nil {
-		return nil, named("secureboot-certificate", err)
-	}
-	key, err := in.key("secureboot-private-key", name, certificate.PublicKey)
-	if err != nil {
-		return nil, err
-	}
-	return &secureBootKey{key, certificate}, nil
+	return c
 }
 
-// key opens a private key, which is closed with the files.
-func (in *ukiInput) key(option, name string, public crypto.PublicKey) (*signer.Signer, error) {
-	key, err := signer.Open(name, public)
+// signWith writes a file with another signature, made with the key and the certificate that are named.
+func signWith(f *os.File, p *uki.PE, key, certificate string) error {
+	cert, err := signer.ReadCertificate(certificate)
 	if err != nil {
-		return nil, named(option, err)
+		return err
 	}
-	in.keys = append(in.keys, key)
-	return key, nil
+	s, err := signer.Open(key, cert.PublicKey)
+	if err != nil {
+		return err
+	}
+	return errors.Join(uki.Sign(f, p, s, cert), s.Close())
 }
 
-// signKernel signs the kernel, if it is to be: it can be started by itself then, too.
-func (in *ukiInput) signKernel(v ukiValues, linux uki.Content, key *secureBootKey) (uki.Content, error) {
-	linux, err := uki.Kernel(linux)
-	if err != nil {
-		return linux, fmt.Errorf("kernel: %w", err)
+func (a *app) ukiUnsignCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "unsign FILE",
+		Short: "Take the signatures off a UKI",
+		Long:  `Take all signatures off a UKI or another program for UEFI, to sign it with another key or to edit it.`,
+		Example: `  composefs-boot uki unsign os.efi
+  composefs-boot uki unsign os.efi -o os.unsigned.efi`,
+		Args: exactly(1),
 	}
-	p, err := uki.ParsePE(linux, linux.Size)
-	if err != nil {
-		return linux, fmt.Errorf("kernel: %w", err)
+	output := c.Flags().StringP("output", "o", "", "the `FILE` to write [default: the same]")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		return a.changeSignatures(args[0], *output, func(f *os.File, p *uki.PE) error { return uki.Unsign(f, p) })
 	}
-	if _, given := v.one("sign-kernel"); given && !v.on("sign-kernel") || !given && p.CertificateTable.Size > 0 {
-		return linux, nil
-	}
-	f, err := os.CreateTemp("", "linux-signed")
-	if err != nil {
-		return linux, err
-	}
-	in.files = append(in.files, f)
-	if err := os.Remove(f.Name()); err != nil {
-		return linux, err
-	}
-	if err := uki.Sign(f, p, key.key, key.certificate); err != nil {
-		return linux, fmt.Errorf("kernel: %w: leave it unsigned with --no-sign-kernel", err)
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return linux, err
-	}
-	return uki.Content{ReaderAt: f, Size: info.Size()}, nil
+	return c
 }
 
-// The policy that --sign-initrd-pcrs adds is for the first phase alone, and has a reference so that it is not taken for another.
-const (
-	initrdPhase = "enter-initrd"
-	initrdRef   = "initrd"
-)
-
-// policyKeys opens the keys that sign PCR policies. With --policy-digest they have no private part.
-func (in *ukiInput) policyKeys(v ukiValues) ([]uki.PolicyKey, error) {
-	private, public, certificates := v["pcr-private-key"], v["pcr-public-key"], v["pcr-certificate"]
-	elsewhere := v.on("policy-digest")
-	wrong := func(format string, args ...any) ([]uki.PolicyKey, error) {
-		return nil, usageError{fmt.Errorf(format, args...)}
+// changeSignatures writes a changed file to output, or in place of it.
+func (a *app) changeSignatures(path, output string, change func(*os.File, *uki.PE) error) error {
+	if output == "" {
+		output = path
 	}
-	switch {
-	case len(public) > 0 && len(certificates) > 0:
-		return wrong("--pcr-public-key and --pcr-certificate: give one of them")
-	case elsewhere && len(private) > 0:
-		return wrong("--pcr-private-key has no use with --policy-digest, as the policies are signed elsewhere")
-	case elsewhere && len(public)+len(certificates) != 1:
-		return wrong("--policy-digest: give the public key that will sign, with --pcr-public-key or --pcr-certificate")
-	case elsewhere && v.on("measure"):
-		return wrong("--measure and --policy-digest: give one of them")
-	case !elsewhere && len(private) == 0 && v.on("sign-initrd-pcrs"):
-		return wrong("--sign-initrd-pcrs needs --pcr-private-key or --policy-digest")
-	case !elsewhere && len(private) == 0:
-		return nil, nil
+	in := &ukiInput{}
+	defer in.close()
+	_, p, err := in.image(path)
+	if err != nil {
+		return err
 	}
-	count := max(1, len(private))
-	for _, name := range []string{"pcr-public-key", "pcr-certificate", "phases", "policyref"} {
-		if n := len(v[name]); n > 0 && n != count {
-			return wrong("--%s is there %d times, --pcr-private-key %d times: give each key its own", name, n, len(private))
+	result := signedFile{Output: output}
+	err = replaceFile(output, func(f *os.File) error {
+		if err := change(f, p); err != nil {
+			return err
 		}
-	}
-	at := func(name string, k int) string {
-		if k < len(v[name]) {
-			return v[name][k]
-		}
-		return ""
-	}
-	var keys []uki.PolicyKey
-	for k := range count {
-		key := uki.PolicyKey{Ref: at("policyref", k)}
-		if list := at("phases", k); list != "" {
-			key.Phases = phaseList([]string{list})
-		}
-		for _, name := range []string{"pcr-public-key", "pcr-certificate"} {
-			if path := at(name, k); path != "" {
-				var err error
-				if key.Public, err = signer.ReadPublicKey(path); err != nil {
-					return nil, named(name, err)
-				}
-			}
-		}
-		if !elsewhere {
-			if at("pcr-private-key", k) == "" {
-				return wrong("a key of PCR policies has no --pcr-private-key, or PCRPrivateKey= in the configuration file")
-			}
-			s, err := in.key("pcr-private-key", at("pcr-private-key", k), key.Public)
-			if err != nil {
-				return nil, err
-			}
-			key.Signer = s
-		}
-		keys = append(keys, key)
-	}
-	if v.on("sign-initrd-pcrs") {
-		key := keys[0]
-		key.Phases, key.Ref = []string{initrdPhase}, initrdRef
-		keys = append(keys, key)
-	}
-	return keys, nil
-}
-
-// publicKey is the .pcrpkey that goes with the only key that is given: what the file says, if it does in the form that systemd
-// reads.
-func publicKey(v ukiValues, keys []uki.PolicyKey) (uki.Content, error) {
-	var public crypto.PublicKey
-	var err error
-	switch {
-	case len(v["pcr-public-key"]) == 1:
-		path := v["pcr-public-key"][0]
-		b, err := os.ReadFile(path)
+		info, err := f.Stat()
 		if err != nil {
-			return uki.Content{}, named("pcr-public-key", err)
+			return err
 		}
-		if block, _ := pem.Decode(b); block != nil && block.Type == "PUBLIC KEY" {
-			return uki.Bytes(b), nil
+		changed, err := uki.ParsePE(f, info.Size())
+		if err != nil {
+			return err
 		}
-		if public, err = signer.ReadPublicKey(path); err != nil {
-			return uki.Content{}, named("pcr-public-key", err)
+		digest, err := changed.Authenticode()
+		result.Authenticode = fmt.Sprintf("%x", digest)
+		if err == nil {
+			result.Signers, err = signers(changed)
 		}
-	case len(v["pcr-certificate"]) == 1:
-		if public, err = signer.ReadPublicKey(v["pcr-certificate"][0]); err != nil {
-			return uki.Content{}, named("pcr-certificate", err)
-		}
-	case len(v["pcr-private-key"]) == 1:
-		public = keys[0].Signer.Public()
-	default:
-		return uki.Content{}, nil
-	}
-	der, err := x509.MarshalPKIXPublicKey(public)
+		return err
+	})
 	if err != nil {
-		return uki.Content{}, err
+		return fmt.Errorf("%s: %w", path, err)
 	}
-	return uki.Bytes(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), nil
-}
-
-// bootPhases are the words that systemd extends PCR 11 with.
-var bootPhases = []string{"enter-initrd", "leave-initrd", "sysinit", "ready", "shutdown", "final"}
-
-// checkPhases looks for words in --phases that no boot gets to: what is bound to them could never be had.
-func (v ukiValues) checkPhases() error {
-	for _, path := range phaseList(v["phases"]) {
-		for word := range strings.SplitSeq(path, ":") {
-			if !slices.Contains(bootPhases, word) {
-				return usageError{fmt.Errorf("--phases %q: %q is no phase of a boot: want %s", path, word, strings.Join(bootPhases, ", "))}
-			}
+	if a.json {
+		return printJSON(a.out, result)
+	}
+	if !a.quiet {
+		fmt.Fprintf(a.err, "wrote %s, Authenticode %s\n", output, result.Authenticode)
+		for _, s := range result.Signers {
+			fmt.Fprintf(a.err, "signed by %s\n", s)
 		}
 	}
 	return nil
 }
 
-// phaseList splits lists of phase paths.
-func phaseList(lists []string) []string {
-	var phases []string
-	for _, list := range lists {
-		phases = append(phases, strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' })...)
+// signers are the names of those who signed a file.
+func signers(p *uki.PE) ([]string, error) {
+	list, err := p.Signatures()
+	names := []string{}
+	for _, s := range list {
+		names = append(names, s.Signer.Subject.String())
 	}
-	return phases
+	return names, err
+}
+
+// verifiedFile is what verify prints as JSON.
+type verifiedFile struct {
+	Path         string `json:"path"`
+	Authenticode string `json:"authenticode"`
+	Signer       string `json:"signer,omitempty"` // "" if db has the hash
+}
+
+func (a *app) ukiVerifyCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "verify FILE...",
+		Short: "Verify the signatures of UKIs",
+		Long: `Verify programs for UEFI as firmware with Secure Boot does: one signature must be by a key that is trusted, or by one
+whose certificate is signed by such a key, and nothing may be revoked. Like firmware, it does not look at the dates of certificates.`,
+		Example: `  composefs-boot uki verify os.efi --db db.pem`,
+		Args:    cobra.MinimumNArgs(1),
+	}
+	db := c.Flags().StringArray("db", nil, "trust the keys in `FILE`: a certificate, PEM or DER")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		trust, err := readTrust(*db)
+		if err != nil {
+			return err
+		}
+		results := []verifiedFile{}
+		for _, path := range args {
+			r, err := verifyFile(path, trust)
+			if err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			results = append(results, r)
+			if !a.json && !a.quiet {
+				by := "by its hash"
+				if r.Signer != "" {
+					by = "signed by " + r.Signer
+				}
+				fmt.Fprintf(a.out, "%s: trusted, %s\n", path, by)
+			}
+		}
+		if a.json {
+			return printJSON(a.out, results)
+		}
+		return nil
+	}
+	return c
+}
+
+// readTrust reads the keys that are trusted.
+func readTrust(db []string) (t uki.Trust, err error) {
+	if len(db) == 0 {
+		return t, usageError{errors.New("--db is needed: whose signature is to be trusted?")}
+	}
+	for _, path := range db {
+		var cert *x509.Certificate
+		if cert, err = signer.ReadCertificate(path); err != nil {
+			return t, err
+		}
+		t.Certificates = append(t.Certificates, cert)
+	}
+	return t, nil
+}
+
+func verifyFile(path string, t uki.Trust) (v verifiedFile, err error) {
+	in := &ukiInput{}
+	defer in.close()
+	c, err := in.open(path)
+	if err != nil {
+		return v, err
+	}
+	p, err := uki.ParsePE(c, c.Size)
+	if err != nil {
+		return v, err
+	}
+	digest, err := p.Authenticode()
+	if err != nil {
+		return v, err
+	}
+	s, err := p.Verify(t)
+	v = verifiedFile{Path: path, Authenticode: fmt.Sprintf("%x", digest)}
+	if s.Signer != nil {
+		v.Signer = s.Signer.Subject.String()
+	}
+	return v, err
 }
