@@ -90,7 +90,7 @@ func (a *app) ukify(args []string, common []option) error {
 			return usageError{fmt.Errorf("inspect: which files?")}
 		}
 		_, all := v.one("all")
-		return a.ukiInspect(operands[1:], v["section"], all)
+		return a.ukiInspect(operands[1:], v["section"], all, false)
 	case verb == "genkey":
 		return fmt.Errorf("genkey: keys are not made here: use openssl")
 	case verb == "build" && len(operands) > 1:

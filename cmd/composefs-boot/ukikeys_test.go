@@ -2,13 +2,16 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -141,16 +144,8 @@ func TestUkifyJoinsSignatures(t *testing.T) {
 	u.Write("digests.json", []byte(do(append(common, "--policy-digest", "--pcr-public-key=a.pub", "--output=room.efi", "--sign-initrd-pcrs")...)))
 	do(append(common, "--pcr-private-key=a.key", "--output=signed.efi", "--sign-initrd-pcrs")...)
 	// The signatures, as another machine makes them of the digests alone.
-	f, err := os.Open(filepath.Join(u.Dir, "signed.efi"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, _, err := uki.Read(f, info.Size())
+	c := uki.Bytes(u.Read("signed.efi"))
+	m, _, err := uki.Read(c, c.Size)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,15 +167,8 @@ func TestUkifyJoinsSignatures(t *testing.T) {
 	if code != 0 || !strings.Contains(errOut, "unsigned") {
 		t.Errorf("a signed file: %s", errOut)
 	}
-	ours, _ := os.ReadFile(filepath.Join(u.Dir, "ours.efi"))
-	again, _ := os.ReadFile(filepath.Join(u.Dir, "unsigned.efi"))
-	if !bytes.Equal(ours, again) {
-		for k := range min(len(ours), len(again)) {
-			if ours[k] != again[k] {
-				t.Errorf("joined to a signed file, it is another: %d and %d bytes, at %d", len(ours), len(again), k)
-			}
-		}
-		t.Errorf("joined to a signed file, it has %d bytes, want %d", len(again), len(ours))
+	if !bytes.Equal(u.Read("ours.efi"), u.Read("unsigned.efi")) {
+		t.Error("joined to a signed file, it is another")
 	}
 
 	some := uki.Policies{{Bank: "sha512", Policies: signed[1].Policies[:3]}}
@@ -202,5 +190,155 @@ func TestUkifyJoinsSignatures(t *testing.T) {
 		if code == 0 || !strings.Contains(errOut, c.want) {
 			t.Errorf("%s: %d %s, want %q", name, code, errOut, c.want)
 		}
+	}
+}
+
+// Signed for Secure Boot, a UKI is ukify's but for the signature, and sbverify accepts it and the kernel in it.
+func TestUkifySecureBoot(t *testing.T) {
+	u := signingFiles(t)
+	secureBoot := []string{"build", "--linux=linux", "--os-release=@osrel", "--hwids=", "--secureboot-private-key=b.key", "--secureboot-certificate=b.crt",
+		"--pcr-private-key=a.key", "--pcr-banks=sha256", "--join-profile=one.efi"}
+	unsigned := func(name string) []byte {
+		t.Helper()
+		c := uki.Bytes(u.Read(name))
+		p, err := uki.ParsePE(c, c.Size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Create(filepath.Join(u.Dir, name+".unsigned"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := uki.Unsign(f, p); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return u.Read(name + ".unsigned")
+	}
+	ours := func(args ...string) {
+		t.Helper()
+		_, errOut, code := ukifyHere(t, u.Dir, append(append(secureBoot, "--stub="+u.Stub("linuxx64.efi.stub")), args...)...)
+		if code != 0 || !strings.Contains(errOut, "signed by CN=b") {
+			t.Fatal(errOut)
+		}
+	}
+	u.Write("linux", unsigned("linux")) // Debian has signed it
+	for _, tool := range []string{"sbsign", "systemd-sbsign"} {
+		u.Ukify(append(secureBoot, "--no-sign-kernel", "--signtool="+tool, "--output="+tool+".efi")...)
+		ours("--no-sign-kernel", "--signtool="+tool, "--output=ours.efi")
+		if !bytes.Equal(unsigned("ours.efi"), unsigned(tool+".efi")) {
+			t.Errorf("%s: the files differ", tool)
+		}
+	}
+	verify := func(name string, want bool) {
+		t.Helper()
+		out, err := exec.Command("sbverify", "--cert", filepath.Join(u.Dir, "b.crt"), filepath.Join(u.Dir, name)).CombinedOutput()
+		if (err == nil) != want {
+			t.Errorf("sbverify %s: %v: %s", name, err, out)
+		}
+	}
+	kernel := func(name string) {
+		t.Helper()
+		var out bytes.Buffer
+		if code := run(context.Background(), []string{"composefs-boot", "uki", "extract", name, "linux", "-o", "kernel"}, nil, &out, &out); code != 0 {
+			t.Fatal(out.String())
+		}
+	}
+	verify("ours.efi", true)
+	kernel("ours.efi")
+	verify("kernel", false)
+	// The default is to sign a kernel that is not signed; then it is left alone.
+	ours() // the name is the kernel's
+	verify("linux.efi", true)
+	kernel("linux.efi")
+	verify("kernel", true)
+	signed := u.Read("kernel")
+	u.Write("linux", signed)
+	ours("--output=again.efi")
+	kernel("again.efi")
+	if !bytes.Equal(u.Read("kernel"), signed) || !bytes.Equal(u.Read("again.efi"), u.Read("linux.efi")) {
+		t.Error("a signed kernel is signed again, or the same key gives other bytes")
+	}
+	ours("--output=twice.efi", "--sign-kernel")
+	kernel("twice.efi")
+	if bytes.Equal(u.Read("kernel"), signed) {
+		t.Error("--sign-kernel does not sign a signed kernel")
+	}
+}
+
+// measure signs for one profile what build has signed, and inspect tells what for.
+func TestMeasureSigns(t *testing.T) {
+	u := signingFiles(t)
+	_, errOut, code := ukifyHere(t, u.Dir, "build", "--linux=linux", "--os-release=@osrel", "--hwids=", "--stub="+u.Stub("linuxx64.efi.stub"),
+		"--join-profile=one.efi", "--pcr-private-key=a.key", "--output=os.efi")
+	if code != 0 {
+		t.Fatal(errOut)
+	}
+	ours := func(want int, args ...string) string {
+		t.Helper()
+		var out, errOut bytes.Buffer
+		if code := run(context.Background(), append([]string{"composefs-boot", "uki"}, args...), nil, &out, &errOut); code != want {
+			t.Fatalf("%q: %d: %s", args, code, errOut.String())
+		}
+		return out.String() + errOut.String()
+	}
+	for _, profile := range []string{"main", "one"} {
+		built, err := uki.ParsePolicies([]byte(ours(0, "extract", "os.efi", "pcrsig", "--profile="+profile)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, key := range [][]string{{}, {"--public-key=a.pub"}, {"--certificate=a.crt"}} {
+			measured, err := uki.ParsePolicies([]byte(ours(0, append([]string{"measure", "os.efi", "--profile=" + profile, "--private-key=a.key"}, key...)...)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if built.Text() != measured.Text() {
+				t.Errorf("%s: %s\nwant\n%s", profile, measured.Text(), built.Text())
+			}
+		}
+		program := "exec:openssl pkeyutl -sign -inkey a.key -pkeyopt digest:sha256"
+		one := ours(0, "measure", "os.efi", "--profile="+profile, "--private-key="+program, "--public-key=a.pub", "--bank=sha512", "--phase=enter-initrd")
+		u.Write("one.json", []byte(one))
+		two := ours(0, "measure", "os.efi", "--profile="+profile, "--private-key=b.key", "--bank=sha512", "--phase=enter-initrd", "--append=one.json")
+		if p, err := uki.ParsePolicies([]byte(two)); err != nil || len(p) != 1 || len(p[0].Policies) != 2 || !strings.HasPrefix(two, one[:len(one)-3]) {
+			t.Errorf("appended: %v: %s", err, two)
+		}
+	}
+	digests, err := uki.ParsePolicies([]byte(ours(0, "measure", "os.efi", "--policy-digest", "--policyref=r")))
+	if err != nil || len(digests) != 4 || len(digests[0].Policies) != 8 || digests[0].Policies[0].ToSign == "" || digests[0].Policies[0].Key != "" {
+		t.Errorf("policy digests: %v: %v", err, digests)
+	}
+	text := ours(0, "inspect", "os.efi", "--policies")
+	for _, want := range []string{"policies: 32\n", "  @0 main: sha1 PCR 11: phase enter-initrd; key ", "  @1 one: sha512 PCR 11: phase enter-initrd:leave-initrd:sysinit:ready; key "} {
+		if !strings.Contains(text, want) || strings.Count(text, ", signature good\n") != 32 {
+			t.Errorf("inspect: no %q in %s", want, text)
+		}
+	}
+	if plain := ours(0, "inspect", "os.efi"); !strings.HasPrefix(text, plain) || strings.Contains(plain, "policies:") {
+		t.Error("inspect without --policies has them")
+	}
+	var object struct {
+		Policies []uki.PolicyInfo `json:"_policies"`
+	}
+	var out bytes.Buffer
+	if code := run(context.Background(), []string{"composefs-boot", "--json", "uki", "inspect", "os.efi", "--policies"}, nil, &out, &out); code != 0 {
+		t.Fatal(out.String())
+	}
+	if err := json.Unmarshal(out.Bytes(), &object); err != nil || len(object.Policies) != 32 || object.Policies[31].Signature != uki.SignatureGood {
+		t.Errorf("%v: %s", err, out.String())
+	}
+	for want, args := range map[string][]string{
+		"say with --profile for which": {"--private-key=a.key"},
+		"has no use with":              {"--private-key=a.key", "--policy-digest"},
+		"give one of them":             {"--policy-digest", "--public-key=a.pub", "--certificate=a.crt"},
+		"go with --private-key":        {"--append=one.json"},
+		"for PCR 11 alone":             {"--policy-digest", "--cmdline=x"},
+	} {
+		if got := ours(2, append([]string{"measure", "os.efi"}, args...)...); !strings.Contains(got, want) {
+			t.Errorf("%q: %s", args, got)
+		}
+	}
+	if got := ours(1, "measure", "os.efi", "--profile=0", "--private-key=a.key", "--public-key=b.pub"); !strings.Contains(got, "does not belong to the public key") {
+		t.Error(got)
 	}
 }
