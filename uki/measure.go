@@ -119,11 +119,16 @@ type Hashes struct {
 
 // HashSections hashes the sections that are measured, for each bank.
 func HashSections(m *Image, banks []Bank) (*Hashes, error) {
-	digests, err := digestAll(m, banks)
+	// A copy, for the image may get more sections before something is predicted, which move the others.
+	same := &Image{}
+	for _, p := range m.Profiles {
+		same.Profiles = append(same.Profiles, slices.Clone(p))
+	}
+	digests, err := digestAll(same, banks)
 	if err != nil {
 		return nil, err
 	}
-	return &Hashes{m, banks, digests}, nil
+	return &Hashes{same, banks, digests}, nil
 }
 
 // Predict returns what Measure does.
