@@ -25,9 +25,9 @@ var order = []string{
 // Apply lays the edited file out. It is not signed: a signature would not be right any more. All that is not named is as it
 // was, byte for byte, and what comes out is what Build makes of the parts. A section that the stub brings, which is .sbat, can be
 // replaced if it fits. The stub's flag NX_COMPAT does not come back when a kernel without it is replaced by one with it.
-func (e Edit) Apply(p *PE) (*Image, *Layout, error) {
+func (e Edit) Apply(p *PE) (*Layout, error) {
 	if p.CertificateTable.Size > 0 {
-		return nil, nil, errors.New("it is signed: unsign it first, and sign it again")
+		return nil, errors.New("it is signed: unsign it first, and sign it again")
 	}
 	own := p.stubSections()
 	m := &Image{Profiles: [][]Section{nil}}
@@ -43,12 +43,12 @@ func (e Edit) Apply(p *PE) (*Image, *Layout, error) {
 		e.Profile = 1
 	}
 	if e.Profile < 0 || e.Profile >= len(m.Profiles) {
-		return nil, nil, fmt.Errorf("profile %d: there are profiles 0 to %d", e.Profile-1, m.Bootable()-1)
+		return nil, fmt.Errorf("profile %d: there are profiles 0 to %d", e.Profile-1, m.Bootable()-1)
 	}
 	stale := e.checkPolicies(m)
 	stub, err := p.cut(own)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	inStub := func(name string) bool {
 		return e.Profile == 0 && slices.ContainsFunc(stub.Sections, func(h Header) bool { return h.Name == name })
@@ -56,36 +56,35 @@ func (e Edit) Apply(p *PE) (*Image, *Layout, error) {
 	profile := &m.Profiles[e.Profile]
 	for _, name := range e.Remove {
 		if name == ".profile" {
-			return nil, nil, errors.New("section .profile: it begins a profile: build the UKI without that")
+			return nil, errors.New("section .profile: it begins a profile: build the UKI without that")
 		}
 		if inStub(name) {
-			return nil, nil, fmt.Errorf("section %s: it is the stub's own", name)
+			return nil, fmt.Errorf("section %s: it is the stub's own", name)
 		}
 		before := len(*profile)
 		*profile = slices.DeleteFunc(*profile, func(s Section) bool { return s.Name == name })
 		if len(*profile) == before {
-			return nil, nil, fmt.Errorf("section %s: there is none to remove", name)
+			return nil, fmt.Errorf("section %s: there is none to remove", name)
 		}
 	}
 	for _, s := range e.Set {
 		if err := checkName(s.Name); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if inStub(s.Name) && s.Name != ".sbat" {
-			return nil, nil, fmt.Errorf("section %s: it is the stub's own", s.Name)
+			return nil, fmt.Errorf("section %s: it is the stub's own", s.Name)
 		}
 		if err := set(profile, s, e.Profile == 0); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	if stale != nil {
-		return nil, nil, stale
+		return nil, stale
 	}
 	if len(m.Sections()) == 0 {
-		return nil, nil, errors.New("nothing would be left but the stub")
+		return nil, errors.New("nothing would be left but the stub")
 	}
-	l, err := Append(stub, m)
-	return m, l, err
+	return Append(stub, m)
 }
 
 // checkPolicies refuses to leave signed PCR policies behind that are for other sections.

@@ -22,7 +22,7 @@ func built(t *testing.T, stub []byte, parts uki.Parts) []byte {
 
 func edited(t *testing.T, b []byte, e uki.Edit) []byte {
 	t.Helper()
-	_, l, err := e.Apply(parse(t, b))
+	l, err := e.Apply(parse(t, b))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestRefusesToEdit(t *testing.T) {
 		"data at the front":   {put32(header+20, 0)(put32(header+16, 0)(bytes.Clone(b))), uki.Edit{}, "not in the order"},
 		"data before the end": {put32(tinyTable+40*2+20, 0)(put32(tinyTable+40*2+16, 0)(bytes.Clone(b))), uki.Edit{}, "build the UKI again"},
 	} {
-		_, _, err := c.edit.Apply(parse(t, c.file))
+		_, err := c.edit.Apply(parse(t, c.file))
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
 		}
