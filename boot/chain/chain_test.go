@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"math/big"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/boot"
 	"github.com/composefs-boot/composefs-boot/boot/chain"
+	"github.com/composefs-boot/composefs-boot/boot/initrd"
 	"github.com/composefs-boot/composefs-boot/boot/karg"
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
@@ -538,5 +540,28 @@ func TestUKI(t *testing.T) {
 	o.SBATLevel = "x"
 	if _, err := chain.ESP(context.Background(), fs.FS(dir), o); err == nil || !strings.Contains(err.Error(), "SBAT level") {
 		t.Errorf("no revocation list: %v", err)
+	}
+}
+
+// The native initramfs has the program as /init, which is known by what Go writes into its programs.
+func TestNativeInitramfs(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "setup")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "../../cmd/composefs-setup-root")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s := newSystem(t)
+	var b bytes.Buffer
+	if err := initrd.Write(context.Background(), &b, initrd.Config{SetupRoot: program, Compression: initrd.Zstd}); err != nil {
+		t.Fatal(err)
+	}
+	e, o := s.good(t)
+	s.parts.Initrd = []uki.Content{uki.Bytes(b.Bytes())}
+	e.put(entry, s.owner.sign(t, s.build(t)))
+	for _, l := range verify(t, e, o).Entries[0].Links {
+		if l.Kind == chain.Initramfs && (l.Status != chain.OK || l.Found != "composefs-setup-root is /init") {
+			t.Errorf("%s: %s", l.Status, l)
+		}
 	}
 }

@@ -82,3 +82,22 @@ func TestScanHostile(t *testing.T) {
 		t.Errorf("a visitor's error: %v", err)
 	}
 }
+
+func FuzzScan(f *testing.F) {
+	f.Add([]byte("070701" + strings.Repeat("0", 88) + "0000000b" + "00000000TRAILER!!!\x00\x00\x00\x00"))
+	f.Add([]byte("\x1f\x8b\x08\x00"))
+	f.Add([]byte("\x28\xb5\x2f\xfd\x00"))
+	f.Add([]byte("\xfd7zXZ\x00\x00"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		Scan(bytes.NewReader(b), func(path string, _ uint32, content io.Reader) error {
+			if len(path) > maxName {
+				t.Errorf("a path of %d bytes", len(path))
+			}
+			_, err := io.CopyN(io.Discard, content, 100)
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		})
+	})
+}
