@@ -26,7 +26,7 @@ initramfs and its command line. Options of build are those of ukify 262, and thi
   composefs-boot uki inspect os.efi
   composefs-boot uki measure os.efi`,
 	}
-	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiMeasureCommand(),
+	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiEditCommand(), a.ukiMeasureCommand(),
 		a.ukiSignCommand(), a.ukiVerifyCommand(), a.ukiUnsignCommand())
 	return c
 }
@@ -39,6 +39,7 @@ func (a *app) ukiBuildCommand() *cobra.Command {
 adds to a UKI when it lies beside it; with --profile and no --join-profile it is a profile for a UKI to be built with
 --join-profile. The same input gives the same bytes.`,
 		Example: `  composefs-boot uki build --linux vmlinuz --initrd microcode.img --initrd initrd.img --cmdline "quiet" -o os.efi
+  composefs-boot --repo r uki build --linux vmlinuz --initrd initrd.img --image my-os --cmdline "quiet" -o os.efi
   composefs-boot uki build --profile "ID=rescue" --cmdline "systemd.unit=rescue.target" -o rescue.profile.efi
   composefs-boot uki build --linux vmlinuz --initrd initrd.img --join-profile rescue.profile.efi -o os.efi
   composefs-boot uki build --cmdline "debug" -o debug.addon.efi`,
@@ -46,13 +47,21 @@ adds to a UKI when it lies beside it; with --profile and no --join-profile it is
 	}
 	v := ukiValues{}
 	v.addTo(c.Flags())
-	c.RunE = func(*cobra.Command, []string) error {
+	image := c.Flags().String("image", "", "put the composefs argument of this image in front of the command line, `REF|DIGEST|DIR`")
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		notes, err := v.readConfig(nil)
 		if err != nil {
 			return err
 		}
 		for _, note := range notes {
 			fmt.Fprintln(a.err, note)
+		}
+		if *image != "" {
+			arg, err := a.ukiImageArgument(c.Context(), *image)
+			if err != nil {
+				return err
+			}
+			v["image"] = []string{arg}
 		}
 		result, err := a.ukiBuild(v)
 		if err != nil {
@@ -257,6 +266,9 @@ func (in *ukiInput) parts(v ukiValues) (p uki.Parts, err error) {
 			return p, named("join-profile", err)
 		}
 		p.Join = append(p.Join, m)
+	}
+	if arg, ok := v.one("image"); ok {
+		return p, addImage(&p, arg)
 	}
 	return p, nil
 }
