@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, and systemd's programs for
-// UEFI in $STUBS.
+// UEFI in $STUBS, and a kernel in $KERNEL.
 func TestScripts(t *testing.T) {
 	dir, stubs := t.TempDir(), vm.Cache(t, "ukify/usr/lib/systemd/boot/efi")
 	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 		}
 	}
 	digests := golden.Load(t)
+	kernel := vm.Kernels(t)["6.12"].Image
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Condition: func(c string) (bool, error) {
@@ -43,6 +44,7 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GOLDEN", dir)
+			e.Setenv("KERNEL", kernel)
 			e.Setenv("STUBS", stubs)
 			for name, tree := range digests.Trees {
 				for mode, algorithms := range tree.Modes {

@@ -24,7 +24,7 @@ initramfs and its command line. Options of build are those of ukify 262, and thi
   composefs-boot uki inspect os.efi
   composefs-boot uki measure os.efi`,
 	}
-	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiMeasureCommand(),
+	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiEditCommand(), a.ukiMeasureCommand(),
 		a.ukiSignCommand(), a.ukiVerifyCommand(), a.ukiUnsignCommand())
 	return c
 }
@@ -42,6 +42,7 @@ that are sealed to the key can be had (.pcrsig, and .pcrpkey with the public key
 file is signed for Secure Boot. A key is a PEM file, or exec:COMMAND, which gets the SHA-256 digest on its standard input and writes
 the signature, or tpm2:FILE|HANDLE.`,
 		Example: `  composefs-boot uki build --linux vmlinuz --initrd microcode.img --initrd initrd.img --cmdline "quiet" -o os.efi
+  composefs-boot --repo r uki build --linux vmlinuz --initrd initrd.img --image my-os --cmdline "quiet" -o os.efi
   composefs-boot uki build --profile "ID=rescue" --cmdline "systemd.unit=rescue.target" -o rescue.profile.efi
   composefs-boot uki build --linux vmlinuz --initrd initrd.img --join-profile rescue.profile.efi -o os.efi
   composefs-boot uki build --cmdline "debug" -o debug.addon.efi
@@ -53,13 +54,21 @@ the signature, or tpm2:FILE|HANDLE.`,
 	}
 	v := ukiValues{}
 	v.addTo(c.Flags())
-	c.RunE = func(*cobra.Command, []string) error {
+	image := c.Flags().String("image", "", "put the composefs argument of this image in front of the command line, `REF|DIGEST|DIR`")
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		notes, err := v.readConfig(nil)
 		if err != nil {
 			return err
 		}
 		for _, note := range notes {
 			fmt.Fprintln(a.err, note)
+		}
+		if *image != "" {
+			arg, err := a.ukiImageArgument(c.Context(), *image)
+			if err != nil {
+				return err
+			}
+			v["image"] = []string{arg}
 		}
 		result, err := a.ukiBuild(v)
 		if err != nil {
@@ -225,6 +234,9 @@ func (in *ukiInput) parts(v ukiValues) (p uki.Parts, err error) {
 			return p, named("join-profile", err)
 		}
 		p.Join = append(p.Join, m)
+	}
+	if arg, ok := v.one("image"); ok {
+		return p, addImage(&p, arg)
 	}
 	return p, nil
 }
