@@ -13,12 +13,14 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
 )
 
 // Limits of compressed kernels.
 const (
 	maxKernel = 1 << 30 // bytes when decompressed
-	maxWindow = 1 << 28 // of zstd
+	maxWindow = 1 << 28 // bytes of a window or dictionary
 )
 
 // compressions are what kernels are compressed with, by how the file begins.
@@ -82,6 +84,12 @@ func decompress(name string, r io.Reader) (io.ReadCloser, error) {
 		return io.NopCloser(lz4.NewReader(r)), nil
 	case "bzip2":
 		return io.NopCloser(bzip2.NewReader(r)), nil
+	case "xz":
+		x, err := xz.ReaderConfig{DictCap: maxWindow}.NewReader(r)
+		return io.NopCloser(x), err
+	case "lzma":
+		x, err := lzma.ReaderConfig{DictCap: maxWindow}.NewReader(r)
+		return io.NopCloser(x), err
 	}
 	return nil, fmt.Errorf("compressed with %s, which is not read: decompress it first", name)
 }
@@ -134,8 +142,11 @@ func payload(c Content) (io.ReadCloser, error) {
 			return nil, fmt.Errorf("offset 8: zboot payload of %d bytes at %d: the file ends at %d", size, offset, c.Size)
 		}
 		name, _, _ := strings.Cut(string(b[24:]), "\x00")
-		if strings.HasPrefix(name, "zstd") {
-			name = "zstd" // zstd22
+		switch name {
+		case "zstd22":
+			name = "zstd"
+		case "xzkern":
+			name = "xz"
 		}
 		return decompress(name, io.NewSectionReader(c, offset, size))
 	}

@@ -13,6 +13,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
+	"github.com/ulikunitz/xz"
+	"github.com/ulikunitz/xz/lzma"
 
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 	"github.com/composefs-boot/composefs-boot/uki"
@@ -298,7 +300,7 @@ func TestCompressedKernels(t *testing.T) {
 	u := vm.NewUkify(t)
 	kernel := fakeKernel(t, u, "aa64")
 	s := stub(t, u.Stub("linuxaa64.efi.stub"))
-	for name, compress := range map[string]func([]byte) []byte{"gzip": gzipped, "zstd": zstandard, "lz4": lz4Frame} {
+	for name, compress := range map[string]func([]byte) []byte{"gzip": gzipped, "zstd": zstandard, "lz4": lz4Frame, "lzma": lzmaAlone} {
 		same := func(t *testing.T, linux []byte) {
 			path := u.Write("linux", linux)
 			u.Ukify("build", "--efi-arch=aa64", "--linux=linux", "--os-release=", "--hwids=", "--output=out.efi")
@@ -310,6 +312,20 @@ func TestCompressedKernels(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) { same(t, compress(kernel)) })
 		t.Run("zboot "+name, func(t *testing.T) { same(t, zboot(t, u, name, compress(kernel))) })
+	}
+	// ukify does not read these.
+	for name, linux := range map[string][]byte{"xz": xzStream(kernel), "zboot xz": zboot(t, u, "xzkern", xzStream(kernel)),
+		"zboot zstd22": zboot(t, u, "zstd22", zstandard(kernel))} {
+		c, err := uki.Kernel(uki.Bytes(linux))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if release, err := uki.Uname(c); err != nil || release != "6.12.99-test" {
+			t.Errorf("%s: release %q, %v", name, release, err)
+		}
+	}
+	if _, err := uki.Kernel(uki.Text("\x89LZO and more")); err == nil || !strings.Contains(err.Error(), "decompress it first") {
+		t.Errorf("lzo: %v", err)
 	}
 }
 
@@ -343,6 +359,22 @@ func zstandard(b []byte) []byte {
 func lz4Frame(b []byte) []byte {
 	var out bytes.Buffer
 	w := lz4.NewWriter(&out)
+	w.Write(b)
+	w.Close()
+	return out.Bytes()
+}
+
+func lzmaAlone(b []byte) []byte {
+	var out bytes.Buffer
+	w, _ := lzma.NewWriter(&out)
+	w.Write(b)
+	w.Close()
+	return out.Bytes()
+}
+
+func xzStream(b []byte) []byte {
+	var out bytes.Buffer
+	w, _ := xz.NewWriter(&out)
 	w.Write(b)
 	w.Close()
 	return out.Bytes()

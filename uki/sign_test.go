@@ -103,12 +103,33 @@ func run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// What is signed here is accepted by sbverify and has the digest that it sees, and the other way round; the signatures differ
-// only in the attributes, which ours are without.
+// nssDatabase makes what pesign finds keys in; the key's name is "ours".
+func nssDatabase(t testing.TB, key, cert string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "nss")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "certutil", "-N", "-d", dir, "--empty-password")
+	run(t, "openssl", "pkcs12", "-export", "-in", cert, "-inkey", key, "-name", "ours", "-passout", "pass:", "-out", dir+".p12")
+	run(t, "pk12util", "-i", dir+".p12", "-d", dir, "-W", "")
+	return dir
+}
+
+// What is signed here is accepted by sbverify and has the digest that it sees; what sbsign, pesign and systemd-sbsign sign is
+// accepted here. Their signatures have attributes, ours have none.
 func TestSignsAsSbsign(t *testing.T) {
 	a := newIdentity(t, "a", nil)
 	key, cert := a.write(t)
+	nss := nssDatabase(t, key, cert)
 	u := vm.NewUkify(t)
+	for name, path := range map[string]string{"key.pem": key, "cert.pem": cert} {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Write(name, b)
+	}
 	for name, path := range map[string]string{
 		"stub":   u.Stub("linuxx64.efi.stub"),
 		"loader": u.Stub("systemd-bootx64.efi"),
@@ -142,20 +163,33 @@ func TestSignsAsSbsign(t *testing.T) {
 			write(t, plain, b)
 			write(t, ours, signed)
 			run(t, "sbverify", "--cert", cert, ours)
-			run(t, "sbsign", "--key", key, "--cert", cert, "--output", theirs, plain)
-			other, err := os.ReadFile(theirs)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := parse(t, other).Verify(trust(a.cert)); err != nil {
-				t.Errorf("signed by sbsign: %v", err)
-			}
 			one, err := parse(t, signed).Authenticode()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if two, err := parse(t, other).Authenticode(); err != nil || two != one {
-				t.Errorf("digest %x, of sbsign's file %x, %v", one, two, err)
+			u := u.With(t)
+			u.Write("plain", b)
+			for by, sign := range map[string]func(){
+				"sbsign": func() { run(t, "sbsign", "--key", key, "--cert", cert, "--output", theirs, plain) },
+				"pesign": func() { run(t, "pesign", "--force", "-s", "-n", nss, "-c", "ours", "-i", plain, "-o", theirs) },
+				"systemd-sbsign": func() {
+					u.Sbsign("sign", "plain", "--private-key=key.pem", "--certificate=cert.pem", "--output=theirs")
+					if err := os.Rename(filepath.Join(u.Dir, "theirs"), theirs); err != nil {
+						t.Fatal(err)
+					}
+				},
+			} {
+				sign()
+				other, err := os.ReadFile(theirs)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := parse(t, other).Verify(trust(a.cert)); err != nil {
+					t.Errorf("signed by %s: %v", by, err)
+				}
+				if two, err := parse(t, other).Authenticode(); err != nil || two != one {
+					t.Errorf("digest %x, of the file of %s %x, %v", one, by, two, err)
+				}
 			}
 			if got := unsign(t, signed); len(b)%8 == 0 && !bytes.Equal(zeroChecksum(got), zeroChecksum(b)) {
 				t.Error("without the signature it is another file")

@@ -199,7 +199,7 @@ func TestGuestBoots(t *testing.T) {
 		// The modules of both are loaded then: without them the kernel would not know the file systems.
 		{"other-file-systems", s.native, s.options + " rootfstype=xfs,btrfs",
 			`mount it at /sysroot as xfs or btrfs: /dev/vda2 as xfs: (invalid argument|structure needs cleaning); /dev/vda2 as btrfs: invalid argument`, `halted`},
-		{"signed-init", s.signed, s.options + " init=/nonesuch init=/bin/sh",
+		{"signed-init", s.signed, "init=/nonesuch " + s.options + " init=/bin/sh",
 			`find /nonesuch in it, as init= says: nothing to execute in the image: .*no such file`, `halted`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

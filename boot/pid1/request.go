@@ -72,8 +72,10 @@ const defaultWait = 30 * time.Second
 const forEver = time.Duration(1<<63 - 1)
 
 // ParseRequest reads a kernel command line. Of root=, init= and composefs.onfail= the first one counts, as for the composefs
-// arguments: more can be appended to a signed line. Signed says that somebody vouches for the line: only then init=
-// counts. After an error, Fail is right as far as the line tells.
+// arguments: more can be appended to a signed line, by the machine's owner or an attacker (SMBIOS, unsigned addons). Signed
+// says that somebody vouches for the line: only then init= counts, and only before the composefs argument, where nothing can
+// be appended. For the same reason arguments after "--" are not given to the system's init. After an error, Fail is right as
+// far as the line tells.
 func ParseRequest(cmdline string, signed bool) (Request, error) {
 	r := Request{Root: Source{Kind: Auto}, Wait: defaultWait, Fail: Halt, Parameters: map[string][]string{}, Without: map[string]bool{}}
 	var problem error
@@ -118,6 +120,8 @@ func ParseRequest(cmdline string, signed bool) (Request, error) {
 				}
 				r.Wait = time.Duration(n) * time.Second
 			}
+		case "composefs", "composefs.digest":
+			seen["init"] = true
 		case "init":
 			if !signed {
 				continue

@@ -70,10 +70,15 @@ func TestParseRequest(t *testing.T) {
 	}
 }
 
-// init= counts only on a line that somebody vouches for, and there only the first one.
+// init= counts only on a line that somebody vouches for, and there only the first one, before the composefs argument.
 func TestSignedInit(t *testing.T) {
 	if r, err := ParseRequest("init=/usr/bin/app init=/bin/sh", true); err != nil || r.Init != "/usr/bin/app" {
 		t.Errorf("%+v, %v", r, err)
+	}
+	for _, line := range []string{"composefs=00 init=/bin/sh", "composefs.digest=v1-sha512-12:00 root=/dev/sda init=/bin/sh"} {
+		if r, err := ParseRequest(line, true); err != nil || r.Init != "" {
+			t.Errorf("%q: appended: %+v, %v", line, r, err)
+		}
 	}
 	if _, err := ParseRequest("init=sh", true); err == nil {
 		t.Error("a relative path is accepted")

@@ -10,6 +10,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/composefs-boot/composefs-boot/internal/golden"
+	"github.com/composefs-boot/composefs-boot/internal/vm"
 )
 
 func TestMain(m *testing.M) {
@@ -17,9 +18,10 @@ func TestMain(m *testing.M) {
 		"mount.composefs": main, "ukify": main})
 }
 
-// The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN.
+// The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, and systemd's programs for
+// UEFI in $STUBS.
 func TestScripts(t *testing.T) {
-	dir := t.TempDir()
+	dir, stubs := t.TempDir(), vm.Cache(t, "ukify/usr/lib/systemd/boot/efi")
 	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
 		if err := os.Rename(golden.Extract(t, "trees/"+name+".tar.gz"), filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
@@ -41,6 +43,7 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GOLDEN", dir)
+			e.Setenv("STUBS", stubs)
 			for name, tree := range digests.Trees {
 				for mode, algorithms := range tree.Modes {
 					for alg, formats := range algorithms {

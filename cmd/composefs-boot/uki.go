@@ -19,14 +19,15 @@ import (
 func (a *app) ukiCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "uki",
-		Short: "Build, inspect, take apart and measure unified kernel images",
-		Long: `Build, inspect, take apart and measure unified kernel images (UKI): programs for UEFI that hold the kernel, its
-initramfs and its command line. Options are those of ukify 262, and this program also answers to that name.`,
+		Short: "Build, sign, inspect, take apart and measure unified kernel images",
+		Long: `Build, sign, inspect, take apart and measure unified kernel images (UKI): programs for UEFI that hold the kernel, its
+initramfs and its command line. Options of build are those of ukify 262, and this program also answers to that name.`,
 		Example: `  composefs-boot uki build --linux vmlinuz --initrd initrd.img --cmdline "$(composefs-boot --no-repo compute-karg tree)" -o os.efi
   composefs-boot uki inspect os.efi
   composefs-boot uki measure os.efi`,
 	}
-	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiMeasureCommand())
+	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiMeasureCommand(),
+		a.ukiSignCommand(), a.ukiVerifyCommand(), a.ukiUnsignCommand())
 	return c
 }
 

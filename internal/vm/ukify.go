@@ -80,6 +80,12 @@ func (u *Ukify) Measure(args ...string) []byte {
 	return u.run("/usr/lib/systemd/systemd-measure", args...)
 }
 
+// Sbsign runs systemd-sbsign in the directory.
+func (u *Ukify) Sbsign(args ...string) {
+	u.t.Helper()
+	u.run("/usr/lib/systemd/systemd-sbsign", args...)
+}
+
 func (u *Ukify) run(program string, args ...string) []byte {
 	u.t.Helper()
 	var out, errOut bytes.Buffer
