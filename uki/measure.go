@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -79,16 +80,60 @@ const slack = 16 << 20
 // each measured section that is not empty, in the stub's order, the hash of its name with a NUL and then the hash of its
 // content in memory, with zeros up to its virtual size; then the hash of each word of the phase. It is what systemd-measure(1)
 // calculates. The stub measures an .efifw, too, if the hardware takes it: the prediction is for hardware that takes none.
+//
+// The image has the stub's own sections in it, too, as Read returns it; Behind adds them to one that is not built yet.
 func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
+	h, err := HashSections(m, banks)
+	if err != nil {
+		return nil, err
+	}
+	return h.Predict(phases), nil
+}
+
+// Behind returns the image with those sections of the stub that the stub measures: that of the file which Append lays out.
+func (m *Image) Behind(stub *PE) (*Image, error) {
+	behind := &Image{Profiles: slices.Clone(m.Profiles)}
+	if len(behind.Profiles) == 0 {
+		behind.Profiles = [][]Section{nil}
+	}
+	var own []Section
+	for k, h := range stub.Sections {
+		if h.Name == ".profile" {
+			return nil, errors.New("the stub has profiles: what comes behind it cannot be measured")
+		}
+		replaced := slices.ContainsFunc(behind.Profiles[0], func(s Section) bool { return s.Name == h.Name })
+		if slices.Contains(measured, h.Name) && (!replaced || slices.Contains(variants, h.Name)) {
+			own = append(own, stub.section(k))
+		}
+	}
+	behind.Profiles[0] = append(own, behind.Profiles[0]...)
+	return behind, nil
+}
+
+// Hashes are those of an image's sections, from which its PCR 11 is predicted without reading them again.
+type Hashes struct {
+	image   *Image
+	banks   []Bank
+	digests map[digestKey][]byte
+}
+
+// HashSections hashes the sections that are measured, for each bank.
+func HashSections(m *Image, banks []Bank) (*Hashes, error) {
 	digests, err := digestAll(m, banks)
 	if err != nil {
 		return nil, err
 	}
+	return &Hashes{m, banks, digests}, nil
+}
+
+// Predict returns what Measure does.
+func (h *Hashes) Predict(phases []string) []Prediction {
+	m := h.image
 	var all []Prediction
 	for n := range m.Bootable() {
 		sections, err := m.Profile(n)
 		if err != nil {
-			return nil, err
+			continue // there is one
 		}
 		dtbs := slices.DeleteFunc(slices.Clone(sections), func(s *Section) bool { return s.Name != ".dtbauto" })
 		for d := range max(1, len(dtbs)) {
@@ -96,7 +141,7 @@ func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
 			if len(dtbs) > 0 {
 				p.DTB = d + 1
 			}
-			for _, bank := range banks {
+			for _, bank := range h.banks {
 				pcr := make([]byte, bank.hash().Size())
 				for _, name := range measured {
 					s := find(sections, name)
@@ -107,7 +152,7 @@ func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
 						continue
 					}
 					pcr = bank.extend(pcr, bank.sum([]byte(name+"\x00")))
-					pcr = bank.extend(pcr, digests[digestKey{s, bank}])
+					pcr = bank.extend(pcr, h.digests[digestKey{s, bank}])
 				}
 				for _, phase := range phases {
 					p.Bank, p.Phase = bank, phase
@@ -117,7 +162,7 @@ func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
 			}
 		}
 	}
-	return all, nil
+	return all
 }
 
 func extendPhase(bank Bank, pcr []byte, phase string) []byte {

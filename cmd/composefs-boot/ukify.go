@@ -15,6 +15,9 @@ func (a *app) ukifyCommand() *cobra.Command {
 	var options strings.Builder
 	for _, o := range ukiBuildOptions {
 		name := "--" + o.name
+		if o.kind == ukiBool {
+			name = "--[no-]" + o.name
+		}
 		if o.metavar != "" {
 			name += "=" + o.metavar
 		}
@@ -23,8 +26,9 @@ func (a *app) ukifyCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ukify",
 		Short: "Build and inspect unified kernel images, as the program ukify does",
-		Long: `Build a unified kernel image, or inspect some. Files are those that ukify 262 writes, with a checksum. Signing is not part
-of build; keys are not made.
+		Long: `Build a unified kernel image, or inspect some. Files are those that ukify 262 writes, with a checksum. This program signs by
+itself, whatever --signtool says; pesign's databases and OpenSSL's engines and providers are not used. Keys are made by
+"composefs-boot keys".
 
 ` + options.String() + `  --section=NAME:text|binary[@FILE]
                            with inspect: only this section
@@ -46,8 +50,16 @@ func (a *app) ukify(args []string, common []option) error {
 	for _, o := range append(ukiOptions(), ukiOption{name: "all", kind: ukiFlag}) {
 		for _, name := range []string{o.name, o.short} {
 			if name != "" {
-				options = append(options, option{name, o.metavar != "", func(s string) error { return v.set(o, s) }})
+				options = append(options, option{name, o.metavar != "", func(s string) error {
+					if o.kind == ukiBool {
+						s = "yes"
+					}
+					return v.set(o, s)
+				}})
 			}
+		}
+		if o.kind == ukiBool {
+			options = append(options, v.opposite(o))
 		}
 	}
 	mode := "off"
@@ -78,7 +90,7 @@ func (a *app) ukify(args []string, common []option) error {
 			return usageError{fmt.Errorf("inspect: which files?")}
 		}
 		_, all := v.one("all")
-		return a.ukiInspect(operands[1:], v["section"], all)
+		return a.ukiInspect(operands[1:], v["section"], all, false)
 	case verb == "genkey":
 		return fmt.Errorf("genkey: keys are not made here: use openssl")
 	case verb == "build" && len(operands) > 1:
@@ -103,6 +115,9 @@ func (a *app) ukify(args []string, common []option) error {
 		a.printPCRs(result.PCRs, a.err)
 	} else if err := printMeasured(a.out, result.PCRs); err != nil {
 		return err
+	}
+	if result.ToSign != nil {
+		fmt.Fprintln(a.out, result.ToSign.Text())
 	}
 	a.ukiWrote(result)
 	return nil
