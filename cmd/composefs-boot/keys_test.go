@@ -100,3 +100,19 @@ func TestKeysAndTrust(t *testing.T) {
 	variable("dbx", security, list("dbx.esl"))
 	verify("dbx has the certificate", "--firmware=vars")
 }
+
+// ukify itself builds and signs with the keys that genkey makes, as its own do.
+func TestUkifyUsesOurKeys(t *testing.T) {
+	u := vm.NewUkify(t)
+	if _, errOut, code := ukifyHere(t, u.Dir, "genkey", "--secureboot-private-key=db.key", "--secureboot-certificate=db.pem",
+		"--secureboot-certificate-common-name=Test db", "--pcr-private-key=pcr.key", "--pcr-public-key=pcr.pub"); code != 0 {
+		t.Fatal(errOut)
+	}
+	u.Write("linux", []byte("no kernel"))
+	u.Ukify("build", "--linux=linux", "--uname=1", "--os-release=", "--hwids=", "--no-sign-kernel", "--secureboot-private-key=db.key", "--secureboot-certificate=db.pem",
+		"--pcr-private-key=pcr.key", "--pcr-public-key=pcr.pub", "--output=theirs.efi")
+	out, code := composefsBoot("uki", "verify", "theirs.efi", "--db", "db.pem")
+	if code != 0 || !strings.Contains(out, "signed by CN=Test db") {
+		t.Error(out)
+	}
+}
