@@ -113,6 +113,13 @@ func TestCreateAllOrNothing(t *testing.T) {
 			t.Errorf("%s: a key is written through a link", f.Name)
 		}
 	}
+	// A file that comes to be there meanwhile: here it is the same twice.
+	twice := filepath.Join(t.TempDir(), "twice.key")
+	if err := CreateFiles([]File{{twice, true, []byte("one")}, {twice, true, []byte("two")}}); err == nil {
+		t.Errorf("a key is overwritten: %s", contents(t, twice))
+	} else if _, err := os.Lstat(twice); err == nil {
+		t.Error("what was made is left")
+	}
 	// The last file cannot be made: the directory goes as well.
 	path := filepath.Join(t.TempDir(), "keys")
 	if err := Create(path, append(slices.Clone(files), File{Name: "none/file"})); err == nil {

@@ -143,8 +143,9 @@ func New(o Options, owner GUID, kek, db Database) ([]File, error) {
 		return nil, err
 	}
 	files = append(files, private, public)
-	for v, more := range map[Variable]Database{PK: nil, KEK: kek, DB: db} {
-		d := Database{CertificateEntry(owner, made[v].certificate)}.With(more...)
+	more := map[Variable]Database{KEK: kek, DB: db}
+	for _, v := range []Variable{PK, KEK, DB} {
+		d := Database{CertificateEntry(owner, made[v].certificate)}.With(more[v]...)
 		by := made[v.signer()]
 		b, err := Sign(v, false, o.Time, d, by.key, by.certificate)
 		if err != nil {

@@ -202,6 +202,10 @@ func TestLikeEFITools(t *testing.T) {
 	if err := c.Update.Verify(DB, false, d.Certificates[KEK]); err != nil {
 		t.Error(err)
 	}
+	// Its attributes are signed; they must be those of this content.
+	if c.Update.Verify(DBX, false, d.Certificates[KEK]) == nil || c.Update.Verify(DB, true, d.Certificates[KEK]) == nil {
+		t.Error("an update of db is taken for another")
+	}
 	// A database with all that we write, as efitools takes it apart.
 	many := write(t, filepath.Join(dir, "many.esl"), Database{entry, HashEntry(owner, [32]byte{1}), HashEntry(owner, [32]byte{2}),
 		CertificateEntry(owner, d.Certificates[KEK])}.Bytes())
