@@ -77,6 +77,7 @@ func TestHostilePE(t *testing.T) {
 		"section alignment of zero":   {put32(tinyOptional+32, 0), "offset 120: alignment 0"},
 		"file alignment of zero":      {put32(tinyOptional+36, 0), "offset 124: alignment 0"},
 		"file alignment of 3":         {put32(tinyOptional+36, 3), "offset 124: alignment 3"},
+		"file alignment of 128 KiB":   {put32(tinyOptional+36, 1<<17), "offset 124: alignment 131072: want a power of two up to 65536"},
 		"file alignment of 2 GiB":     {put32(tinyOptional+36, 1<<31), "offset 124"},
 		"headers of zero":             {put32(tinyOptional+60, 0), "offset 148: headers of 0"},
 		"headers of 4 GiB":            {put32(tinyOptional+60, 0xffffffff), "offset 148"},
