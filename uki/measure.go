@@ -119,11 +119,16 @@ type Hashes struct {
 
 // HashSections hashes the sections that are measured, for each bank.
 func HashSections(m *Image, banks []Bank) (*Hashes, error) {
-	digests, err := digestAll(m, banks)
+	// A copy, for the image may get more sections before something is predicted, which move the others.
+	same := &Image{}
+	for _, p := range m.Profiles {
+		same.Profiles = append(same.Profiles, slices.Clone(p))
+	}
+	digests, err := digestAll(same, banks)
 	if err != nil {
 		return nil, err
 	}
-	return &Hashes{m, banks, digests}, nil
+	return &Hashes{same, banks, digests}, nil
 }
 
 // Predict returns what Measure does.
@@ -179,48 +184,56 @@ type digestKey struct {
 	bank    Bank
 }
 
-// digestAll hashes the measured sections of all profiles, each once for each bank, the banks side by side.
+// digestAll hashes the measured sections of all profiles for each bank.
 func digestAll(m *Image, banks []Bank) (map[digestKey][]byte, error) {
-	for _, bank := range banks {
-		if bank.hash() == nil {
-			return nil, fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", bank)
+	if err := checkBanks(banks); err != nil {
+		return nil, err
+	}
+	digests := map[digestKey][]byte{}
+	buffers := newBuffers()
+	for _, s := range m.Sections() {
+		if !slices.Contains(measured, s.Name) || s.Name == ".efifw" {
+			continue
+		}
+		list, err := s.digests(banks, buffers)
+		if err != nil {
+			return nil, fmt.Errorf("section %s: %w", s.Name, err)
+		}
+		for k, bank := range banks {
+			digests[digestKey{s, bank}] = list[k]
 		}
 	}
-	var lock sync.Mutex
-	var wait sync.WaitGroup
-	var first error
-	digests := map[digestKey][]byte{}
-	for _, bank := range banks {
-		wait.Go(func() {
-			buffer := make([]byte, 1<<18)
-			for _, s := range m.Sections() {
-				if !slices.Contains(measured, s.Name) || s.Name == ".efifw" {
-					continue
-				}
-				d, err := s.digest(bank.hash(), buffer)
-				lock.Lock()
-				if err != nil && first == nil {
-					first = fmt.Errorf("section %s: %w", s.Name, err)
-				}
-				digests[digestKey{s, bank}] = d
-				lock.Unlock()
-				if err != nil {
-					return
-				}
-			}
-		})
-	}
-	wait.Wait()
-	return digests, first
+	return digests, nil
 }
 
-// digest hashes what the section is in memory.
-func (s *Section) digest(h hash.Hash, buffer []byte) ([]byte, error) {
+func checkBanks(banks []Bank) error {
+	for _, bank := range banks {
+		if bank.hash() == nil {
+			return fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", bank)
+		}
+	}
+	return nil
+}
+
+// buffers take turns: one is read into while the other is hashed.
+type buffers [2][]byte
+
+func newBuffers() *buffers { return &buffers{make([]byte, 1<<20), make([]byte, 1<<20)} }
+
+// digests hashes what the section is in memory: it is read once, and the banks are side by side.
+func (s *Section) digests(banks []Bank, buffers *buffers) ([][]byte, error) {
 	if s.Virtual > s.Size+slack {
 		return nil, fmt.Errorf("%d bytes in memory and %d in the file: that is no content", s.Virtual, s.Size)
 	}
-	for at := int64(0); at < s.Virtual; {
-		b := buffer[:min(int64(len(buffer)), s.Virtual-at)]
+	var hashes []hash.Hash
+	for _, bank := range banks {
+		hashes = append(hashes, bank.hash())
+	}
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	for at, turn := int64(0), 0; at < s.Virtual; turn = 1 - turn {
+		b := buffers[turn]
+		b = b[:min(int64(len(b)), s.Virtual-at)]
 		data := b[:max(0, min(int64(len(b)), s.Size-at))]
 		if len(data) > 0 {
 			if n, err := s.ReadAt(data, at); n < len(data) {
@@ -228,10 +241,18 @@ func (s *Section) digest(h hash.Hash, buffer []byte) ([]byte, error) {
 			}
 		}
 		clear(b[len(data):])
-		h.Write(b)
+		busy.Wait()
+		for _, h := range hashes {
+			busy.Go(func() { h.Write(b) })
+		}
 		at += int64(len(b))
 	}
-	return h.Sum(nil), nil
+	busy.Wait()
+	var list [][]byte
+	for _, h := range hashes {
+		list = append(list, h.Sum(nil))
+	}
+	return list, nil
 }
 
 // Config is what the stub is started with besides the UKI.
@@ -273,10 +294,19 @@ func MeasureConfig(c Config, banks []Bank) ([]Prediction, error) {
 		}
 	}
 	var all []Prediction
-	for _, bank := range banks {
-		if bank.hash() == nil {
-			return nil, fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", bank)
+	if err := checkBanks(banks); err != nil {
+		return nil, err
+	}
+	var parts [][][]byte // for each part that is a section, by bank
+	buffers := newBuffers()
+	for _, s := range slices.Concat(dtbs, microcode, initrds) {
+		list, err := s.digests(banks, buffers)
+		if err != nil {
+			return nil, fmt.Errorf("section %s of an addon: %w", s.Name, err)
 		}
+		parts = append(parts, list)
+	}
+	for k, bank := range banks {
 		pcr := make([]byte, bank.hash().Size())
 		text := func(s string) {
 			if s != "" {
@@ -288,13 +318,8 @@ func MeasureConfig(c Config, banks []Bank) ([]Prediction, error) {
 		}
 		text(cleanCmdline(c.Cmdline))
 		text(cleanCmdline(strings.Join(cmdlines, " ")))
-		buffer := make([]byte, 1<<18)
-		for _, s := range slices.Concat(dtbs, microcode, initrds) {
-			d, err := s.digest(bank.hash(), buffer)
-			if err != nil {
-				return nil, fmt.Errorf("section %s of an addon: %w", s.Name, err)
-			}
-			pcr = bank.extend(pcr, d)
+		for _, digests := range parts {
+			pcr = bank.extend(pcr, digests[k])
 		}
 		all = append(all, Prediction{Profile: c.Profile, Bank: bank, PCR: PCRConfig, Value: hex.EncodeToString(pcr)})
 	}

@@ -6,9 +6,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -224,3 +227,97 @@ func TestExplainPolicies(t *testing.T) {
 		t.Errorf("another .pcrsig: %v", err)
 	}
 }
+
+// Whatever is read as policies is written in a way that is read as the same.
+func FuzzParsePolicies(f *testing.F) {
+	digest := strings.Repeat("ab", 32)
+	f.Add([]byte(fmt.Sprintf(`{"sha1": [{"pcrs": [0, 23], "pkfp": "%s", "ref": "\u00fc\ud83d\ude00", "pol": "%[1]s", "sig": "AAAA"}], "sha512": []}`, digest)))
+	f.Add([]byte(fmt.Sprintf(`{"sha256": [{"pcrs": [11], "pol": "%s", "tbs": "%[1]s"}]}  `, digest)))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := uki.ParsePolicies(b)
+		if err != nil {
+			return
+		}
+		compact, err := p.MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, text := range []string{p.Text(), string(compact)} {
+			again, err := uki.ParsePolicies([]byte(text))
+			if err != nil || again.Text() != p.Text() {
+				t.Errorf("%v: %s, want %s", err, again.Text(), p.Text())
+			}
+		}
+	})
+}
+
+// A file whose .pcrsig is not where data of a section is has no signatures put into it.
+func TestJoinPoliciesRefuses(t *testing.T) {
+	key := newKey(t)
+	s := stub(t, vm.NewUkify(t).Stub("linuxx64.efi.stub"))
+	m := &uki.Image{Profiles: [][]uki.Section{{uki.NewSection(".linux", uki.Text("kernel"))}}}
+	h, err := uki.HashSections(m, uki.Banks[:3])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.AddPolicies(h, []uki.PolicyKey{{Public: key.Public()}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	signed, err := uki.SignPredictions(h.Predict(uki.Phases), uki.PolicyKey{Signer: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := uki.Append(s, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(t.TempDir(), "uki"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := l.Write(f); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(file, []byte(".pcrsig\x00")) // in the section table
+	for name, c := range map[string]struct {
+		change func(b []byte)
+		want   string
+	}{
+		"as it is":       {func(b []byte) {}, ""},
+		"in the headers": {func(b []byte) { set32(b, at+20, 64) }, "is in the headers"},
+		"empty":          {func(b []byte) { set32(b, at+8, 0) }, "PCR policies: byte 0"},
+		"in the signatures": {func(b []byte) {
+			set32(b, at-headers(b, at)+144, uint32(len(b)-512))
+			set32(b, at-headers(b, at)+148, 512)
+		}, "or the signatures"},
+		"no room in memory":         {func(b []byte) { set32(b, at-40+12, binary.LittleEndian.Uint32(b[at+12:])+4096); set32(b, at+8, 4096) }, "there is room for 4096"},
+		"not JSON":                  {func(b []byte) { b[binary.LittleEndian.Uint32(b[at+20:])] = 'x' }, "section .pcrsig: PCR policies: byte"},
+		"signatures not at the end": {func(b []byte) { set32(b, at-headers(b, at)+144, 4096); set32(b, at-headers(b, at)+148, 8) }, "certificate table ends at 4104"},
+	} {
+		b := bytes.Clone(file)
+		c.change(b)
+		p, err := uki.ParsePE(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		l, unsigned, err := uki.JoinPolicies(p, signed)
+		if c.want == "" {
+			if err != nil || unsigned != 0 || l.Size != int64(len(b)) {
+				t.Errorf("%s: %d not signed, %v", name, unsigned, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+func set32(b []byte, at int, v uint32) { binary.LittleEndian.PutUint32(b[at:], v) }
+
+// headers is how far the optional header is before something in the section table.
+func headers(b []byte, at int) int { return at - int(binary.LittleEndian.Uint32(b[60:])) - 24 }

@@ -17,8 +17,11 @@ func JoinPolicies(p *PE, signed Policies) (l *Layout, unsigned int, err error) {
 		return nil, 0, err
 	}
 	end := p.Size
-	if p.CertificateTable.Size > 0 {
-		end = int64(p.CertificateTable.Offset)
+	if c := p.CertificateTable; c.Size > 0 {
+		if c.end() != p.Size {
+			return nil, 0, fmt.Errorf("certificate table ends at %d, want the end of the file at %d", c.end(), p.Size)
+		}
+		end = int64(c.Offset)
 	}
 	head := slices.Clone(p.head)
 	put := func(at int, v uint32) { binary.LittleEndian.PutUint32(head[at:], v) }
@@ -27,6 +30,9 @@ func JoinPolicies(p *PE, signed Policies) (l *Layout, unsigned int, err error) {
 	for k, h := range p.Sections {
 		size := int64(h.VirtualSize)
 		if h.Name == sectionPolicies {
+			if int64(h.Raw.Offset) < int64(len(head)) || h.Raw.end() > end {
+				return nil, 0, fmt.Errorf("section %s: its data from %d to %d is in the headers or the signatures", sectionPolicies, h.Raw.Offset, h.Raw.end())
+			}
 			s := p.section(k)
 			policies, err := s.policies()
 			if err != nil {
@@ -38,8 +44,9 @@ func JoinPolicies(p *PE, signed Policies) (l *Layout, unsigned int, err error) {
 			}
 			joined, unsigned = joined+n, unsigned+missing
 			text := policies.Text()
-			if size = int64(len(text)); size > int64(h.Raw.Size) {
-				return nil, 0, fmt.Errorf("section %s: %d bytes, there is room for %d: build it with --policy-digest", sectionPolicies, size, h.Raw.Size)
+			room := (&layouter{stub: p}).room(h)
+			if size = int64(len(text)); size > room {
+				return nil, 0, fmt.Errorf("section %s: %d bytes, there is room for %d: build it with --policy-digest", sectionPolicies, size, room)
 			}
 			put(p.table+k*headerSize+8, uint32(size))
 			replaced = append(replaced, piece{int64(h.Raw.Offset), h.Raw.end(), Text(text)})
