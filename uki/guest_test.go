@@ -1,6 +1,7 @@
 package uki_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,6 +38,17 @@ func esp(t *testing.T, files map[string]string) string {
 	return disk
 }
 
+// deviceTree is the smallest device tree (Devicetree Specification, chapter 5): a root without anything in it.
+func deviceTree() []byte {
+	var b []byte
+	for _, word := range []uint32{0xd00dfeed, 40 + 16 + 16, 40 + 16, 40 + 16 + 16, 40, 17, 16, 0, 0, 16, // header
+		0, 0, 0, 0, // no reservations
+		1, 0, 2, 9} { // begin of a node without a name, its end, end
+		b = binary.BigEndian.AppendUint32(b, word)
+	}
+	return b
+}
+
 // A machine that boots what is built has in its TPM what was predicted, with addons and in another profile.
 func TestGuestMeasures(t *testing.T) {
 	kernel := vm.Kernels(t)["7.2"]
@@ -56,7 +68,7 @@ done; done
 		Cmdline: uki.Text("console=ttyS0 base"), OSRelease: uki.Text(osRelease), Splash: uki.Bytes(noise(1, 333)),
 		Extra: []uki.Section{uki.NewSection(".pcrpkey", uki.Text("a key"))}, Join: []*uki.Image{read(t, profile)}}, filepath.Join(dir, "os.efi"))
 	one := build(t, addonStub, uki.Parts{Cmdline: uki.Text(" addon=1\n")}, filepath.Join(dir, "one.addon.efi"))
-	two := build(t, addonStub, uki.Parts{Cmdline: uki.Text("addon=2"), Initrd: []uki.Content{content(t, initrd), uki.Text("x")},
+	two := build(t, addonStub, uki.Parts{Cmdline: uki.Text("addon=2"), DTB: uki.Bytes(deviceTree()), Initrd: []uki.Content{content(t, initrd), uki.Text("x")},
 		Microcode: uki.Bytes(make([]byte, 1000))}, filepath.Join(dir, "two.addon.efi"))
 	addons := []*uki.Image{read(t, one), read(t, two)}
 	// The firmware's shell runs this where there is nothing else to boot.

@@ -262,6 +262,10 @@ func Read(file io.ReaderAt, size int64) (*Image, *PE, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	return p.image(), p, nil
+}
+
+func (p *PE) image() *Image {
 	m := &Image{Profiles: [][]Section{nil}}
 	for k, h := range p.Sections {
 		if h.Name == ".profile" {
@@ -270,5 +274,5 @@ func Read(file io.ReaderAt, size int64) (*Image, *PE, error) {
 		last := &m.Profiles[len(m.Profiles)-1]
 		*last = append(*last, p.section(k))
 	}
-	return m, p, nil
+	return m
 }
