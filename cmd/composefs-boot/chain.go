@@ -42,7 +42,7 @@ type chainBreak struct {
 
 // chainFlags say what the chain is verified with.
 type chainFlags struct {
-	db        []string
+	trust     trustFlags
 	sbatLevel string
 	allow     []string
 	read      bool
@@ -67,8 +67,8 @@ Type 1 entries break the chain by their nature: nothing signs their command line
 		Args: exactly(1),
 	}
 	f := chainFlags{}
-	c.Flags().StringArrayVar(&f.db, "db", nil, "trust the keys in `FILE`: a certificate, PEM or DER")
-	c.Flags().StringVar(&f.sbatLevel, "sbat-level", "", "the revocation list in `FILE`, as shim has it in SbatLevel")
+	f.trust.addTo(c.Flags())
+	c.Flags().StringVar(&f.sbatLevel, "sbat-level", "", "the revocation list in `FILE`, as shim has it in SbatLevel [default: with --firmware, what shim shows]")
 	c.Flags().StringArrayVar(&f.allow, "allow", nil, "permit this kernel `ARGUMENT`: NAME or NAME=VALUE")
 	c.Flags().BoolVar(&f.read, "read", false, "read objects that have fs-verity, too, so that the kernel checks every block of them")
 	c.RunE = func(c *cobra.Command, args []string) error { return a.chainVerify(c.Context(), args[0], f) }
@@ -79,12 +79,12 @@ func (a *app) chainVerify(ctx context.Context, path string, f chainFlags) error 
 	var checked atomic.Int64
 	o := chain.Options{Allow: f.allow}
 	o.Verify.Read, o.Verify.Lock, o.Verify.Checked = f.read, a.lock(), &checked
-	if len(f.db) > 0 {
-		trust, err := readTrust(f.db)
+	if f.trust.given() {
+		trust, level, err := f.trust.read()
 		if err != nil {
-			return fmt.Errorf("--db: %w", err)
+			return err
 		}
-		o.Trust = &trust
+		o.Trust, o.SBATLevel = &trust, level
 	}
 	if f.sbatLevel != "" {
 		b, err := os.ReadFile(f.sbatLevel)

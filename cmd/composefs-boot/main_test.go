@@ -65,11 +65,15 @@ func TestScripts(t *testing.T) {
 // Every command has an example, and help that says more than its name.
 func TestHelp(t *testing.T) {
 	root := newRoot("composefs-boot", nil, nil, nil)
-	uki, _, err := root.Find([]string{"uki"})
-	if err != nil {
-		t.Fatal(err)
+	all := root.Commands()
+	for _, group := range []string{"uki", "keys"} {
+		c, _, err := root.Find([]string{group})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c.Commands()...)
 	}
-	for _, c := range append(root.Commands(), uki.Commands()...) {
+	for _, c := range all {
 		if c.Name() == "help" || c.Name() == "completion" || c.Name() == "transaction" {
 			continue
 		}

@@ -67,7 +67,7 @@ func TestRoomsKnowOnlyWhomTheyMay(t *testing.T) {
 	}{
 		{"repo/...", []string{"boot", "uki", "bls", "cmd"}},
 		{"bls", []string{"repo", "boot"}},
-		{"uki", []string{"repo", "boot"}},
+		{"uki/...", []string{"repo", "boot", "bls", "cmd"}},
 		{"repo/fsverity", []string{"repo/fstree", "repo/erofs"}},
 		{"repo/fstree", []string{"repo/erofs", "repo/dumpfile", "repo/scan"}},
 		{"repo/erofs", []string{"repo/scan", "repo/dumpfile", "repo/splitstream"}},
