@@ -119,11 +119,8 @@ type Hashes struct {
 
 // HashSections hashes the sections that are measured, for each bank.
 func HashSections(m *Image, banks []Bank) (*Hashes, error) {
-	// A copy, for the image may get more sections before something is predicted, which move the others.
-	same := &Image{}
-	for _, p := range m.Profiles {
-		same.Profiles = append(same.Profiles, slices.Clone(p))
-	}
+	// A copy, for the image may get more sections before something is predicted.
+	same := &Image{slices.Clone(m.Profiles)}
 	digests, err := digestAll(same, banks)
 	if err != nil {
 		return nil, err

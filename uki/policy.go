@@ -162,9 +162,10 @@ func SignPredictions(all []Prediction, key PolicyKey) (Policies, error) {
 	return list, nil
 }
 
-// AddPolicies appends a section .pcrsig to each profile, with the policies for it alone: if they were shared, the secrets of one
-// profile could be had in all. The hashes are those of the image behind its stub. With profiles named by their IDs, only they
-// get one. Where a key has no signer, there is room for signatures that JoinPolicies puts there. It returns all policies.
+// AddPolicies appends a section .pcrsig to each profile, with the policies for it alone, which are good in no other. The hashes
+// are those of the image behind its stub. With profiles named by their IDs, only they get one; in the others no secrets can be
+// had. Where a key has no signer, there is room for signatures that JoinPolicies puts there. It returns all policies. ukify signs
+// for the first .dtbauto alone in all profiles but the first one.
 func (m *Image) AddPolicies(h *Hashes, keys []PolicyKey, only []string) (Policies, error) {
 	if find(sections(h.image), ".linux") == nil {
 		return nil, errors.New("PCR policies are for a UKI: this has no kernel")

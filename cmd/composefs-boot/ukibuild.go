@@ -151,7 +151,7 @@ func (in *ukiInput) joinPolicies(v ukiValues, key *secureBootKey) (result ukiBui
 		return result, usageError{errors.New("--output is needed with --join-pcrsig")}
 	}
 	together := []string{"join-pcrsig", "pcrsig", "output", "secureboot-private-key", "secureboot-certificate", "signtool", "config", "efi-arch"}
-	for _, o := range ukiOptions() {
+	for _, o := range append(ukiOptions(), ukiOption{name: "image"}) {
 		value, given := v.one(o.name)
 		if given && value != "" && value != "false" && !slices.Contains(together, o.name) {
 			return result, usageError{fmt.Errorf("--%s: it has no effect on a UKI with --join-pcrsig: leave it out", o.name)}

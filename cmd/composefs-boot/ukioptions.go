@@ -53,7 +53,7 @@ var ukiBuildOptions = []ukiOption{
 	{"join-profile", "", "PATH", "", ukiMany, "profile `FILE` to append"},
 	{"efi-arch", "", "ARCH", "EFIArch", ukiOne, "architecture of the stub, `ARCH`: x64, aa64, riscv64, ia32 or arm [default: that of the kernel]"},
 	{"stub", "", "PATH", "Stub", ukiOne, "the stub `FILE` [default: systemd's]"},
-	{"output", "o", "PATH", "", ukiOne, "the `FILE` to write [default: the kernel's name with .unsigned.efi]"},
+	{"output", "o", "PATH", "", ukiOne, "the `FILE` to write [default: the kernel's name with .unsigned.efi, or .efi if it is signed]"},
 	{"measure", "", "", "", ukiBool, "print PCR 11, as measure does"},
 	{"pcr-banks", "", "BANKS", "PCRBanks", ukiOne, "banks to measure, `BANK,...` [default: sha1, sha256, sha384 and sha512]"},
 	{"phases", "", "PHASES", "Phases", ukiGroup, "phases to measure, `PATH,...`, or those that a --pcr-private-key signs [default: those of a boot]"},
@@ -157,6 +157,9 @@ func (v ukiValues) addTo(f *pflag.FlagSet) {
 			opposite := f.VarPF(ukiOppositeValue{ukiFlagValue{v, o}}, "no-"+o.name, "", "")
 			opposite.NoOptDefVal, opposite.Hidden = "true", true
 		}
+	}
+	for _, o := range ukifyOnly { // they say what to do instead
+		f.VarPF(ukiFlagValue{v, o}, o.name, o.short, "").Hidden = true
 	}
 }
 
