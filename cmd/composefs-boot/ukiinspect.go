@@ -22,10 +22,11 @@ func (a *app) ukiInspectCommand() *cobra.Command {
 		Long: `Show the sections of UKIs, addons and profiles: name, size, SHA-256, and the content of those that are text. With --json it
 is an object of sections by name, those of the base profile, and a list "_profiles" of such objects for the others.
 
-With --policies, it tells of each signed PCR policy in .pcrsig in which phase of the boot it is good, by predicting PCR 11, and
-whether the key in .pcrpkey made the signature; in JSON, in a list "_policies".`,
+With --signatures, it tells who signed the file and whether the signature is right, and of each signed PCR policy in .pcrsig in
+which phase of the boot it is good, by predicting PCR 11, and whether the key in .pcrpkey made the signature; in JSON, in lists
+"_signatures" and "_policies".`,
 		Example: `  composefs-boot uki inspect os.efi
-  composefs-boot uki inspect os.efi --policies
+  composefs-boot uki inspect os.efi --signatures
   composefs-boot uki inspect os.efi --section .cmdline:text
   composefs-boot --json uki inspect os.efi`,
 		Args: cobra.MinimumNArgs(1),
@@ -34,8 +35,10 @@ whether the key in .pcrpkey made the signature; in JSON, in a list "_policies".`
 	section := ukiOption{name: "section", metavar: "NAME", kind: ukiMany}
 	c.Flags().Var(ukiFlagValue{v, section}, "section", "only this section, `NAME:text|binary[@FILE]`; FILE gets the content")
 	all := c.Flags().Bool("all", false, "show the stub's sections, too")
-	policies := c.Flags().Bool("policies", false, "explain the signed PCR policies")
-	c.RunE = func(_ *cobra.Command, args []string) error { return a.ukiInspect(args, v["section"], *all, *policies) }
+	signatures := c.Flags().Bool("signatures", false, "explain the signatures of the file and of the PCR policies")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		return a.ukiInspect(args, v["section"], *all, *signatures)
+	}
 	return c
 }
 
@@ -58,7 +61,7 @@ func parseShown(values []string) ([]shownSection, error) {
 	return list, nil
 }
 
-func (a *app) ukiInspect(paths, sections []string, all, policies bool) error {
+func (a *app) ukiInspect(paths, sections []string, all, signatures bool) error {
 	shown, err := parseShown(sections)
 	if err != nil {
 		return err
@@ -68,9 +71,12 @@ func (a *app) ukiInspect(paths, sections []string, all, policies bool) error {
 	}
 	for _, path := range paths {
 		in := &ukiInput{}
-		m, _, err := in.image(path)
+		m, p, err := in.image(path)
 		if err == nil {
-			err = a.ukiInspectImage(m, shown, all, policies)
+			if !signatures {
+				p = nil
+			}
+			err = a.ukiInspectImage(m, p, shown, all)
 			if err != nil {
 				err = fmt.Errorf("%s: %w", path, err)
 			}
@@ -83,7 +89,8 @@ func (a *app) ukiInspect(paths, sections []string, all, policies bool) error {
 	return nil
 }
 
-func (a *app) ukiInspectImage(m *uki.Image, shown []shownSection, all, policies bool) error {
+// ukiInspectImage explains the signatures, too, if it is given the file.
+func (a *app) ukiInspectImage(m *uki.Image, p *uki.PE, shown []shownSection, all bool) error {
 	profiles, err := uki.Inspect(m, func(name string) (show, text bool) {
 		for _, s := range shown {
 			if s.name == name {
@@ -102,17 +109,20 @@ func (a *app) ukiInspectImage(m *uki.Image, shown []shownSection, all, policies 
 			return err
 		}
 	}
-	var explained []uki.PolicyInfo
-	if policies {
-		if explained, err = uki.ExplainPolicies(m); err != nil {
+	object := sectionObject{profiles: profiles}
+	if p != nil {
+		if object.signatures, err = uki.ExplainSignatures(p); err != nil {
 			return err
 		}
-		if explained == nil {
-			explained = []uki.PolicyInfo{} // that there are none is an answer
+		if object.policies, err = uki.ExplainPolicies(m); err != nil {
+			return err
+		}
+		if object.policies == nil {
+			object.policies = []uki.PolicyInfo{} // that there are none is an answer
 		}
 	}
 	if a.json {
-		return printJSON(a.out, sectionObject{profiles, explained})
+		return printJSON(a.out, object)
 	}
 	for _, infos := range profiles {
 		for _, i := range infos {
@@ -128,10 +138,23 @@ func (a *app) ukiInspectImage(m *uki.Image, shown []shownSection, all, policies 
 			}
 		}
 	}
-	if policies {
-		a.printExplained(explained)
+	if p != nil {
+		a.printSignatures(object.signatures)
+		a.printExplained(object.policies)
 	}
 	return nil
+}
+
+// printSignatures prints a line for each signature of the file.
+func (a *app) printSignatures(all []uki.SignatureInfo) {
+	fmt.Fprintf(a.out, "signatures: %d\n", len(all))
+	for _, s := range all {
+		right := "right"
+		if s.Problem != "" {
+			right = s.Problem
+		}
+		fmt.Fprintf(a.out, "  %s, serial number %s, %s: %s\n", s.Signer, s.Serial, s.Hash, right)
+	}
 }
 
 // printExplained prints a line for each policy.
@@ -175,10 +198,11 @@ func saveSection(m *uki.Image, s shownSection) error {
 
 // sectionObject is what inspect prints as JSON, like ukify: an object with the sections of the base by name, in the order of
 // the file, and "_profiles", a list of such objects. Sections that may be there several times are lists. What ukify does not have
-// is "_policies", if it is wanted.
+// are "_signatures" and "_policies", if they are wanted.
 type sectionObject struct {
-	profiles [][]uki.Info
-	policies []uki.PolicyInfo
+	profiles   [][]uki.Info
+	signatures []uki.SignatureInfo
+	policies   []uki.PolicyInfo
 }
 
 // sectionInfo is a section as JSON.
@@ -233,6 +257,11 @@ func (o sectionObject) MarshalJSON() ([]byte, error) {
 			if err := member("_profiles", rest); err != nil {
 				return nil, err
 			}
+		}
+	}
+	if o.signatures != nil {
+		if err := member("_signatures", o.signatures); err != nil {
+			return nil, err
 		}
 	}
 	if o.policies != nil {

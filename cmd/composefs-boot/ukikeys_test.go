@@ -308,20 +308,20 @@ func TestMeasureSigns(t *testing.T) {
 	if err != nil || len(digests) != 4 || len(digests[0].Policies) != 8 || digests[0].Policies[0].ToSign == "" || digests[0].Policies[0].Key != "" {
 		t.Errorf("policy digests: %v: %v", err, digests)
 	}
-	text := ours(0, "inspect", "os.efi", "--policies")
+	text := ours(0, "inspect", "os.efi", "--signatures")
 	for _, want := range []string{"policies: 32\n", "  @0 main: sha1 PCR 11: phase enter-initrd; key ", "  @1 one: sha512 PCR 11: phase enter-initrd:leave-initrd:sysinit:ready; key "} {
 		if !strings.Contains(text, want) || strings.Count(text, ", signature good\n") != 32 {
 			t.Errorf("inspect: no %q in %s", want, text)
 		}
 	}
 	if plain := ours(0, "inspect", "os.efi"); !strings.HasPrefix(text, plain) || strings.Contains(plain, "policies:") {
-		t.Error("inspect without --policies has them")
+		t.Error("inspect without --signatures has them")
 	}
 	var object struct {
 		Policies []uki.PolicyInfo `json:"_policies"`
 	}
 	var out bytes.Buffer
-	if code := run(context.Background(), []string{"composefs-boot", "--json", "uki", "inspect", "os.efi", "--policies"}, nil, &out, &out); code != 0 {
+	if code := run(context.Background(), []string{"composefs-boot", "--json", "uki", "inspect", "os.efi", "--signatures"}, nil, &out, &out); code != 0 {
 		t.Fatal(out.String())
 	}
 	if err := json.Unmarshal(out.Bytes(), &object); err != nil || len(object.Policies) != 32 || object.Policies[31].Signature != uki.SignatureGood {
