@@ -95,7 +95,7 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	}
 	hexDigest := s.Digest.String()
 	image := karg.Make(s.Digest, version, d.Insecure)
-	line := strings.Join(append([]string{image.String(), d.RootArgument, "rw"}, d.Arguments...), " ")
+	line := d.line(image)
 	if c, err := karg.Parse(line); err != nil || c.Images[0] != image {
 		return Plan{}, fmt.Errorf("kernel arguments %q: they would change which image is booted", d.Arguments)
 	}
@@ -125,6 +125,20 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 		p.Var = v
 	}
 	return p, nil
+}
+
+// line is the kernel command line. The native initramfs follows init= in front of the image alone, where nobody can have
+// appended it.
+func (d Deployment) line(image karg.Image) string {
+	var before, after []string
+	for _, a := range d.Arguments {
+		if strings.HasPrefix(a, "init=") {
+			before = append(before, a)
+		} else {
+			after = append(after, a)
+		}
+	}
+	return strings.Join(slices.Concat(before, []string{image.String(), d.RootArgument, "rw"}, after), " ")
 }
 
 func text(name, content string) Place {
