@@ -55,9 +55,6 @@ var Phases = []string{
 	"enter-initrd:leave-initrd:sysinit:ready",
 }
 
-// PhasesWithoutInitrd are those of a boot whose initramfs does not tell the TPM how far it is, as one without systemd.
-var PhasesWithoutInitrd = []string{"", "sysinit", "sysinit:ready"}
-
 // PCRs that the stub extends: with the sections, and with what changes from boot to boot.
 const (
 	PCRKernel = 11
