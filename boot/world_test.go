@@ -36,7 +36,7 @@ import (
 // world is everything that the machines of these tests are made of: keys of its own, an operating system of one program
 // (internal/vm/guest) as two composefs images, and what its UKIs are built from.
 type world struct {
-	dir      string
+	dir, bin string              // working files; the programs
 	key      map[string]identity // PK, KEK, db; revoked and late, which are revoked; stranger
 	pcr      *rsa.PrivateKey
 	pcrKey   []byte // its public key, PEM
@@ -76,14 +76,7 @@ func newWorld(t *testing.T) *world {
 	check(t, err)
 	w.pcrKey = pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 
-	for name, pkg := range map[string]string{"guest": "./internal/vm/guest", "setup-root": "./cmd/composefs-setup-root"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(w.dir, name), pkg)
-		cmd.Dir = vm.Top(t)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
+	w.bin = vm.Programs(t, "./internal/vm/guest")
 	w.makeImages(t)
 
 	efi := vm.Cache(t, "os/trixie/usr/lib/systemd/boot/efi")
@@ -93,7 +86,7 @@ func newWorld(t *testing.T) *world {
 	}
 	kernel := vm.Kernels(t)["6.12"]
 	var initramfs bytes.Buffer
-	check(t, initrd.Write(context.Background(), &initramfs, initrd.Config{SetupRoot: filepath.Join(w.dir, "setup-root"),
+	check(t, initrd.Write(context.Background(), &initramfs, initrd.Config{SetupRoot: filepath.Join(w.bin, "composefs-setup-root"),
 		ModulesDir: filepath.Join(vm.Cache(t, "os/trixie/usr/lib/modules"), kernel.Version)}))
 	w.parts = uki.Parts{Linux: uki.Bytes(readFile(t, kernel.Image)), Initrd: []uki.Content{uki.Bytes(initramfs.Bytes())},
 		OSRelease: uki.Text("ID=test\nNAME=Test\nVERSION_ID=1\nPRETTY_NAME=Test\n"), PCRPKey: uki.Bytes(w.pcrKey)}
@@ -110,7 +103,7 @@ func (w *world) makeImages(t *testing.T) {
 	for _, d := range []string{"usr/lib", "sbin", "etc", "var", "sysroot", "run", "boot", "proc", "sys", "dev"} {
 		check(t, os.MkdirAll(filepath.Join(tree, d), 0o755))
 	}
-	check(t, os.WriteFile(filepath.Join(tree, "sbin/init"), readFile(t, filepath.Join(w.dir, "guest")), 0o755))
+	check(t, os.WriteFile(filepath.Join(tree, "sbin/init"), readFile(t, filepath.Join(w.bin, "guest")), 0o755))
 	// An update of dbx that revokes a key, and one that nobody may make.
 	revoked := secureboot.Database{secureboot.CertificateEntry(secureboot.NewGUID(), w.key["late"].cert)}
 	for dir, by := range map[string]string{"usr/lib/guest": "KEK", "usr/lib/guest/wrong": "stranger"} {

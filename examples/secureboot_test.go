@@ -14,7 +14,7 @@ import (
 // boot, with the native initramfs before them; one byte of the command line, and the firmware does not start it.
 func TestSecureBoot(t *testing.T) {
 	dir := t.TempDir()
-	run(t, []string{"BIN=" + programs(t), "TREE=" + vm.Cache(t, "os/trixie")}, "./secureboot/build", dir)
+	run(t, []string{"BIN=" + vm.Programs(t), "TREE=" + vm.Cache(t, "os/trixie")}, "./secureboot/build", dir)
 	config := vm.Config{Disks: []string{filepath.Join(dir, "disk.img")}, Variables: filepath.Join(dir, "variables"),
 		TPMState: filepath.Join(dir, "tpm"), Reboots: 1}
 	const never = "the TPM opens: Failed|Kernel panic|does not boot|NOT verified|IS WRITABLE|STATE IS LOST|status: [0-9]+ error"
