@@ -102,6 +102,9 @@ func batchSize() int {
 	return int(min(largestBatch, max(64, (max(limit.Cur, 768)-768)/3)))
 }
 
+// Algorithm returns the algorithm of the digests, which is that of the repository.
+func (i *Import) Algorithm() fsverity.Algorithm { return i.r.Algorithm() }
+
 // UseCache makes the import believe that objects which the cache knows have not changed since they were measured, instead of
 // measuring them again, where they have no fs-verity. Nothing must have been put yet.
 func (i *Import) UseCache(c *digestcache.Cache) { i.cache = c }

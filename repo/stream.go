@@ -65,28 +65,29 @@ func (s *Stream) WriteTo(w io.Writer, r *Repo) error {
 	return s.Reader.WriteTo(w, func(d fsverity.Digest) (io.ReadCloser, error) { return r.OpenVerified(d) })
 }
 
-// PutStream stores a splitstream and returns its digest, and whether there was none like it. NameStream gives it a name.
-func (i *Import) PutStream(w *splitstream.Writer) (d fsverity.Digest, isNew bool, err error) {
+// PutStream stores a splitstream and returns its digest, and the size of its object in bytes if there was none like it, otherwise
+// 0. NameStream gives it a name.
+func (i *Import) PutStream(w *splitstream.Writer) (d fsverity.Digest, added int64, err error) {
 	content, size, err := w.Finish()
 	if err != nil {
-		return d, false, err
+		return d, 0, err
 	}
 	t, err := newTemp(i.objects, i.r.dir)
 	if err != nil {
-		return d, false, err
+		return d, 0, err
 	}
 	digester := fsverity.NewDigester(i.r.Algorithm())
 	if _, err := io.Copy(io.MultiWriter(t, digester), content); err != nil {
 		t.discard()
-		return d, false, err
+		return d, 0, err
 	}
 	d = digester.Sum()
 	have, err := i.have(d, nil)
 	if have || err != nil {
 		t.discard()
-		return d, false, err
+		return d, 0, err
 	}
-	return d, true, i.add(d, t, size)
+	return d, size, i.add(d, t, size)
 }
 
 // NameStream gives a stream that this import or an earlier one has put its name, and adds refs that lead to it. Names of images
