@@ -75,6 +75,14 @@ func (l LinkedImage) key() string {
 	return key
 }
 
+// compare orders the plain images, then those to boot, V2 before V1: as composefs-rs writes them.
+func (l LinkedImage) compare(o LinkedImage) int {
+	if l.Bootable != o.Bootable {
+		return map[bool]int{true: 1, false: -1}[l.Bootable]
+	}
+	return strings.Compare(l.key(), o.key())
+}
+
 // parseKey reads a named reference. It is false for one that leads to something else.
 func parseKey(key string, d fsverity.Digest) (LinkedImage, bool) {
 	l := LinkedImage{Digest: d, Format: erofs.V2}
@@ -108,6 +116,9 @@ func (i *Image) Find(bootable bool, f erofs.Format, mode fstree.XattrMode) (fsve
 
 // Stream returns the digest of the stream that keeps the manifest.
 func (i *Image) Stream() fsverity.Digest { return i.manifest }
+
+// ConfigStream returns the digest of the stream that keeps the config.
+func (i *Image) ConfigStream() fsverity.Digest { return i.config }
 
 // ConfigDigest returns the digest of the config, which container engines call the image ID.
 func (i *Image) ConfigDigest() Digest { return i.Manifest.Config.Digest }
@@ -196,7 +207,7 @@ func (i *Image) fill(refs, configRefs []splitstream.NamedRef) (err error) {
 			i.Linked = append(i.Linked, l)
 		}
 	}
-	slices.SortFunc(i.Linked, func(a, b LinkedImage) int { return strings.Compare(a.key(), b.key()) })
+	slices.SortFunc(i.Linked, LinkedImage.compare)
 	return nil
 }
 

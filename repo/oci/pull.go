@@ -44,10 +44,13 @@ type PullOptions struct {
 	Formats  []erofs.Format // of the composefs images; none: those of the repository
 	// Transform makes a tree into one to boot: boot.Transform. If it is not nil, there is a bootable image, too.
 	Transform func(*fstree.Tree, fstree.Open) error
-	Limits    Limits
-	Retry     Retry
-	Progress  *Progress
-	Lock      repo.LockOptions
+	// Expected is the digest of an image to boot that was made otherwise than by default: with Transform, it is looked for among
+	// the formats and the extended attributes that are kept, and it is an error if it is not found. Zero: none.
+	Expected fsverity.Digest
+	Limits   Limits
+	Retry    Retry
+	Progress *Progress
+	Lock     repo.LockOptions
 }
 
 // PullResult is what a pull has brought.
@@ -357,46 +360,69 @@ func (p *pull) images(ctx context.Context, image *Image) error {
 	if !image.Manifest.IsImage() {
 		return nil
 	}
-	kinds := []bool{false}
-	if p.o.Transform != nil {
-		kinds = append(kinds, true)
+	want := make([]LinkedImage, 0, 2*len(p.o.Formats))
+	for _, f := range p.o.Formats {
+		want = append(want, LinkedImage{Format: f})
 	}
-	var missing []LinkedImage
-	for _, bootable := range kinds {
+	if p.o.Transform != nil && p.o.Expected.IsZero() {
 		for _, f := range p.o.Formats {
-			d, ok := image.Find(bootable, f, fstree.XattrsAllowlist)
-			if ok {
-				var err error
-				if ok, err = p.i.Has(d); err != nil {
-					return err
-				}
-			}
-			if !ok {
-				missing = append(missing, LinkedImage{Bootable: bootable, Format: f})
-			}
+			want = append(want, LinkedImage{Format: f, Bootable: true})
 		}
 	}
-	if len(missing) == 0 {
+	var missing []LinkedImage
+	for _, l := range want {
+		d, ok := image.Find(l.Bootable, l.Format, l.Xattrs)
+		if ok {
+			var err error
+			if ok, err = p.i.Has(d); err != nil {
+				return err
+			}
+		}
+		if !ok {
+			missing = append(missing, l)
+		}
+	}
+	if len(missing) > 0 {
+		if err := p.make(ctx, image, missing); err != nil {
+			return err
+		}
+	}
+	if p.o.Expected.IsZero() {
 		return nil
 	}
+	return p.search(ctx, image)
+}
+
+// tree makes the tree of which images are made that keep these extended attributes.
+func (p *pull) tree(ctx context.Context, image *Image, mode fstree.XattrMode) (*fstree.Tree, error) {
 	// The layers and their objects can be read when they have names.
 	if err := p.i.Checkpoint(); err != nil {
-		return err
+		return nil, err
 	}
 	tree, err := image.Tree(ctx, p.r, p.i, p.o.Limits)
 	if err == nil {
-		err = tree.MakeContainerRoot(fstree.XattrsAllowlist)
+		err = tree.MakeContainerRoot(mode)
 	}
+	return tree, err
+}
+
+func (p *pull) transform(tree *fstree.Tree) error {
+	if err := p.i.Checkpoint(); err != nil { // files with holes
+		return err
+	}
+	return p.o.Transform(tree, Files(p.r))
+}
+
+// make makes images, the bootable ones last.
+func (p *pull) make(ctx context.Context, image *Image, list []LinkedImage) error {
+	tree, err := p.tree(ctx, image, fstree.XattrsAllowlist)
 	if err != nil {
 		return err
 	}
 	transformed := false
-	for _, l := range missing {
+	for _, l := range list {
 		if l.Bootable && !transformed {
-			if err := p.i.Checkpoint(); err != nil { // files with holes
-				return err
-			}
-			if err := p.o.Transform(tree, Files(p.r)); err != nil {
+			if err := p.transform(tree); err != nil {
 				return err
 			}
 			transformed = true
@@ -409,11 +435,42 @@ func (p *pull) images(ctx context.Context, image *Image) error {
 	return nil
 }
 
+// search makes the image to boot that has the expected digest.
+func (p *pull) search(ctx context.Context, image *Image) error {
+	tried := 0
+	for _, mode := range []fstree.XattrMode{fstree.XattrsAllowlist, fstree.XattrsKeepUser} {
+		tree, err := p.tree(ctx, image, mode)
+		if err == nil {
+			err = p.transform(tree)
+		}
+		if err != nil {
+			return err
+		}
+		for _, f := range []erofs.Format{erofs.V1, erofs.V2} {
+			digester := fsverity.NewDigester(p.r.Algorithm())
+			if err := erofs.Write(digester, tree, f); err != nil {
+				return err
+			}
+			tried++
+			if digester.Sum() != p.o.Expected {
+				continue
+			}
+			d, err := p.i.PutImage(tree, f, "")
+			if err != nil {
+				return err
+			}
+			image.link(LinkedImage{Digest: d, Bootable: true, Format: f, Xattrs: mode})
+			return nil
+		}
+	}
+	return fmt.Errorf("no image to boot has the expected digest %v: %d ways to make it were tried", p.o.Expected, tried)
+}
+
 // link adds a composefs image, or replaces the one of its kind.
 func (i *Image) link(l LinkedImage) {
 	i.Linked = slices.DeleteFunc(slices.Clone(i.Linked), func(have LinkedImage) bool { return have.key() == l.key() })
 	i.Linked = append(i.Linked, l)
-	slices.SortFunc(i.Linked, func(a, b LinkedImage) int { return cmp.Compare(a.key(), b.key()) })
+	slices.SortFunc(i.Linked, LinkedImage.compare)
 }
 
 // write stores the streams of config and manifest, and sets the tag.
