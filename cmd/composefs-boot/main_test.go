@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,8 +19,8 @@ func TestMain(m *testing.M) {
 		"mount.composefs": main, "ukify": main})
 }
 
-// The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, and systemd's programs for
-// UEFI in $STUBS.
+// The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, the golden OCI layout in
+// $LAYOUT, and systemd's programs for UEFI in $STUBS.
 func TestScripts(t *testing.T) {
 	dir, stubs := t.TempDir(), vm.Cache(t, "ukify/usr/lib/systemd/boot/efi")
 	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
@@ -31,6 +32,10 @@ func TestScripts(t *testing.T) {
 		if err := os.Rename(filepath.Join(golden.Extract(t, "repos/"+name+".tar.gz"), "repo"), filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	layout := filepath.Join(dir, "layout")
+	if err := os.CopyFS(layout, golden.Files(t, "oci/oci-boot")); err != nil {
+		t.Fatal(err)
 	}
 	digests := golden.Load(t)
 	testscript.Run(t, testscript.Params{
@@ -44,6 +49,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GOLDEN", dir)
 			e.Setenv("STUBS", stubs)
+			e.Setenv("LAYOUT", layout)
 			for name, tree := range digests.Trees {
 				for mode, algorithms := range tree.Modes {
 					for alg, formats := range algorithms {
@@ -67,7 +73,11 @@ func TestHelp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range append(root.Commands(), uki.Commands()...) {
+	oci, _, err := root.Find([]string{"oci"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range slices.Concat(root.Commands(), uki.Commands(), oci.Commands()) {
 		if c.Name() == "help" || c.Name() == "completion" || c.Name() == "transaction" {
 			continue
 		}

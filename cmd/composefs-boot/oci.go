@@ -148,7 +148,7 @@ func (a *app) ociPull(ctx context.Context, r *repo.Repo, image string, o oci.Pul
 	}
 	for _, l := range i.Linked {
 		if !o.Expected.IsZero() && l.Digest == o.Expected && l.Bootable {
-			fmt.Fprintf(a.out, "Boot image: %v (xattr-mode=%v, format-version=%v)\n", l.Digest, l.Xattrs, l.Format)
+			fmt.Fprintf(a.out, "Boot image: %v (xattr-mode=%v, format-version=%v)\n", l.Digest, l.Xattrs, strings.ToUpper(l.Format.String()))
 		}
 	}
 	return nil

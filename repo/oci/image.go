@@ -265,13 +265,29 @@ func (i *Image) Tree(ctx context.Context, r *repo.Repo, sink fstree.Sink, l Limi
 	if !i.Manifest.IsImage() {
 		return nil, fmt.Errorf("%s: %w", i.Digest, ErrNotImage)
 	}
+	return treeOf(ctx, r, i.Config.RootFS.DiffIDs, i.Layers, sink, l)
+}
+
+// TreeOf makes a tree of layers that are in the repository, whether they belong to an image or not, see Image.Tree.
+func TreeOf(ctx context.Context, r *repo.Repo, diffIDs []Digest, sink fstree.Sink, l Limits) (*fstree.Tree, error) {
+	streams := make([]fsverity.Digest, len(diffIDs))
+	for k, id := range diffIDs {
+		var err error
+		if streams[k], err = r.StreamObject(layerStream + string(id)); err != nil {
+			return nil, err
+		}
+	}
+	return treeOf(ctx, r, diffIDs, streams, sink, l)
+}
+
+func treeOf(ctx context.Context, r *repo.Repo, diffIDs []Digest, streams []fsverity.Digest, sink fstree.Sink, l Limits) (*fstree.Tree, error) {
 	m := newMerged()
-	for k, d := range i.Layers {
+	for k, d := range streams {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		if err := m.stream(r, d, sink, l); err != nil {
-			return nil, fmt.Errorf("layer %s: %w", i.Config.RootFS.DiffIDs[k], err)
+			return nil, fmt.Errorf("layer %s: %w", diffIDs[k], err)
 		}
 	}
 	return m.tree(), nil

@@ -124,16 +124,12 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 		return nil, err
 	}
 	known, err := open(p.r, image.Digest)
-	switch {
-	case err == nil:
-		image = known
-		p.stats.Present = len(image.Layers)
-		p.o.Progress.Layers.Add(int64(len(image.Layers)))
-	case errors.Is(err, repo.ErrNotFound) || errors.Is(err, repo.ErrCorrupt) || errors.Is(err, repo.ErrNoVerity):
-		if err := p.layers(ctx, image); err != nil {
-			return nil, err
-		}
-	default:
+	if err == nil {
+		image = known // with the composefs images that were made of it
+	} else if !lost(err) {
+		return nil, err
+	}
+	if err := p.layers(ctx, image); err != nil {
 		return nil, err
 	}
 	if err := p.images(ctx, image); err != nil {
@@ -285,10 +281,15 @@ func (p *pull) present(id Digest, contentType uint64, to *fsverity.Digest) error
 			return s.Close()
 		}
 	}
-	if errors.Is(err, repo.ErrNotFound) || errors.Is(err, repo.ErrCorrupt) || errors.Is(err, repo.ErrNoVerity) {
+	if lost(err) {
 		return nil
 	}
 	return err
+}
+
+// lost tells of something that is not there, or not sound: it is brought again.
+func lost(err error) bool {
+	return errors.Is(err, repo.ErrNotFound) || errors.Is(err, repo.ErrCorrupt) || errors.Is(err, repo.ErrNoVerity)
 }
 
 // layer brings one layer, and makes it durable if there is enough to be so.

@@ -81,6 +81,8 @@ func (b *resuming) try(p []byte) (n int, err error) {
 	case n > 0:
 		b.failed = 0
 		return n, nil
+	case b.at == b.size:
+		return 0, io.EOF // also if the connection broke then
 	case err == io.EOF && b.at < b.size:
 		return 0, fmt.Errorf("it ends, and %d bytes are expected: %w", b.size, io.ErrUnexpectedEOF)
 	}

@@ -94,18 +94,15 @@ func (s *splitter) layer(ctx context.Context, blob io.Reader, diffID Digest) (sp
 	ordered := make(chan *piece, pieces)
 	buffers := sync.Pool{New: func() any { return make([]byte, chunkSize) }}
 	stage(func() error { return s.read(ctx, blob, &buffers, raw) }, func() { close(raw) })
+	hash := diffID.newHash()
 	stage(func() error {
-		hash := diffID.newHash()
 		for chunk := range raw {
 			hash.Write(chunk)
 			if !send(ctx, hashed, chunk) {
 				return nil
 			}
 		}
-		if ctx.Err() != nil {
-			return nil // it is not all of it
-		}
-		return diffID.check(hash)
+		return nil
 	}, func() { close(hashed) })
 	stage(func() error {
 		in := &chunks{ctx: ctx, in: hashed, buffers: &buffers}
@@ -130,6 +127,9 @@ func (s *splitter) layer(ctx context.Context, blob io.Reader, diffID Digest) (sp
 	}, func() {})
 	stages.Wait()
 	if err := context.Cause(ctx); err != nil {
+		return split{}, err
+	}
+	if err := diffID.check(hash); err != nil {
 		return split{}, err
 	}
 	return result.put(s.i, w)
@@ -302,7 +302,7 @@ func (c *cutter) content(e *entry) error {
 		p.files = append(p.files, pieceFile{len(p.inline), e.size})
 	default:
 		c.end()
-		d, err := c.s.i.Put(io.LimitReader(c.in, e.size), e.size)
+		d, err := c.s.i.Put(&exactly{c.in, e.size}, e.size)
 		if err != nil {
 			return err
 		}
@@ -321,6 +321,23 @@ func unexpected(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// exactly reads n bytes; if there are not as many, that is an error, and not the end.
+type exactly struct {
+	r io.Reader
+	n int64
+}
+
+func (e *exactly) Read(p []byte) (int, error) {
+	if e.n == 0 {
+		return 0, io.EOF
+	}
+	n, err := e.r.Read(p[:min(int64(len(p)), e.n)])
+	if e.n -= int64(n); e.n > 0 && err == io.EOF {
+		err = fmt.Errorf("the archive ends, %d bytes too early: %w", e.n, io.ErrUnexpectedEOF)
+	}
+	return n, err
 }
 
 // end sends the piece on its way and begins another one.

@@ -317,20 +317,24 @@ func (t *tarReader) content(e *entry, h header, x *extended, kind byte, link str
 }
 
 // cleanPath returns a path without "." and needless slashes. What could lead out of the tree is an error.
-func cleanPath(name string) (string, error) {
-	if len(name) > maxPath {
-		return "", fmt.Errorf("a path of %d bytes: at most %d are possible", len(name), maxPath)
+func cleanPath(path string) (string, error) {
+	if len(path) > maxPath {
+		return "", fmt.Errorf("a path of %d bytes: at most %d are possible", len(path), maxPath)
 	}
-	if name == "" {
+	if path == "" {
 		return "", errors.New("empty path")
 	}
 	var parts []string
-	for part := range strings.SplitSeq(name, "/") {
+	for part := range strings.SplitSeq(path, "/") {
 		if part == "" || part == "." {
 			continue
 		}
-		if err := fstree.CheckName(part); err != nil {
-			return "", fmt.Errorf("path %.100q: %w", name, err)
+		name := part
+		if len(part) > fstree.MaxName { // a whiteout for a long name is longer than names can be
+			name = strings.TrimPrefix(part, whiteout)
+		}
+		if err := fstree.CheckName(name); err != nil {
+			return "", fmt.Errorf("path %.100q: %w", path, err)
 		}
 		parts = append(parts, part)
 	}
