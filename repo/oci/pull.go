@@ -71,7 +71,7 @@ type PullStats struct {
 }
 
 // checkpoint is how many bytes of new objects are made durable at once, with the layers that are complete.
-const checkpoint = 64 << 20
+const checkpoint = 128 << 20
 
 // Pull brings an image into the repository and makes its composefs images. Layers that are there are not read. The tag is set
 // when everything that it leads to is durable. What an interrupted pull has left is used by the next one.
@@ -287,9 +287,15 @@ func (p *pull) present(id Digest, contentType uint64, to *fsverity.Digest) error
 	return err
 }
 
-// lost tells of something that is not there, or not sound: it is brought again.
+// lost tells of something that is not there, or not sound, or something else of the same digest, an artifact that is an archive: it
+// is brought again.
 func lost(err error) bool {
-	return errors.Is(err, repo.ErrNotFound) || errors.Is(err, repo.ErrCorrupt) || errors.Is(err, repo.ErrNoVerity)
+	for _, reason := range []error{repo.ErrNotFound, repo.ErrCorrupt, repo.ErrNoVerity, repo.ErrContentType} {
+		if errors.Is(err, reason) {
+			return true
+		}
+	}
+	return false
 }
 
 // layer brings one layer, and makes it durable if there is enough to be so.
