@@ -393,6 +393,7 @@ func TestFsckAndPullAgain(t *testing.T) {
 		{"layer's name", oci.LayerStreamMissing, func(_ *repo.Repo, i *oci.Image) string {
 			return "streams/oci-layer-" + string(i.Config.RootFS.DiffIDs[0])
 		}},
+		{"image's name", oci.ErofsImageMissing, func(_ *repo.Repo, i *oci.Image) string { return "images/" + i.Linked[0].Digest.String() }},
 		{"image", oci.ErofsImageMissing, func(_ *repo.Repo, i *oci.Image) string { return object(i.Linked[0].Digest) }},
 	} {
 		r := newRepo(t, fsverity.SHA256, erofs.V1)
@@ -401,7 +402,7 @@ func TestFsckAndPullAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		path := filepath.Join(r.Path(), c.path(r, result.Image))
-		if strings.Contains(path, "/streams/") {
+		if !strings.Contains(path, "/objects/") {
 			err = os.Remove(path)
 		} else {
 			err = os.WriteFile(path, []byte("something else"), 0o644)
