@@ -121,9 +121,6 @@ func (f *installUKI) openKeys(source string) (keys keyRing, err error) {
 			return keys, named("pcr-private-key", err)
 		}
 		f.policy = &uki.PolicyKey{Signer: key}
-		if f.initrd == nativeInitrd {
-			f.policy.Phases = uki.PhasesWithoutInitrd
-		}
 	}
 	var public []crypto.PublicKey
 	for _, key := range keys {
