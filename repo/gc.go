@@ -359,7 +359,7 @@ type liveSet struct {
 // live finds what must stay.
 func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, error) {
 	live := liveSet{map[fsverity.Digest]bool{}, map[string]map[string]fsverity.Digest{"images": {}, "streams": {}}}
-	byObject := map[fsverity.Digest]string{} // streams
+	byObject := map[fsverity.Digest]string{} // images and streams
 	var start []string
 	wantedBy := map[string]string{} // images/NAME -> a ref that leads to it
 	for _, kind := range []string{"images", "streams"} {
@@ -377,9 +377,7 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 				return
 			}
 			names[name] = d
-			if kind == "streams" {
-				byObject[d] = name
-			}
+			byObject[d] = name
 			if slices.Contains(roots, path.Base(name)) {
 				start = append(start, name)
 			}
@@ -412,7 +410,7 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 		for _, o := range objects {
 			live.objects[o] = true
 		}
-		for _, s := range streams {
+		for _, s := range streams { // or images
 			live.objects[s] = true
 			if name, ok := byObject[s]; ok {
 				start = append(start, name)
@@ -422,7 +420,7 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 	return live, nil
 }
 
-// references returns the objects that an image or stream refers to, and the objects that are streams.
+// references returns the objects that an image or stream refers to, and the objects that are streams or images themselves.
 func (r *Repo) references(name string, d fsverity.Digest) (objects, streams []fsverity.Digest, err error) {
 	f, err := r.OpenObject(d)
 	if err != nil {

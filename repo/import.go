@@ -52,6 +52,7 @@ type Import struct {
 	failed   error                     // of a flush
 	names    []name                    // to be made by Commit, in this order
 	stats    ImportStats
+	durable  int // of stats.Objects
 	done     bool
 }
 
@@ -100,6 +101,9 @@ func batchSize() int {
 	}
 	return int(min(largestBatch, max(64, (max(limit.Cur, 768)-768)/3)))
 }
+
+// Algorithm returns the algorithm of the digests, which is that of the repository.
+func (i *Import) Algorithm() fsverity.Algorithm { return i.r.Algorithm() }
 
 // UseCache makes the import believe that objects which the cache knows have not changed since they were measured, instead of
 // measuring them again, where they have no fs-verity. Nothing must have been put yet.
@@ -319,29 +323,51 @@ func (i *Import) Commit() error {
 		return errors.New("the import is over")
 	}
 	defer i.end()
+	return i.publishAll()
+}
+
+// publishAll makes objects and names visible. The caller holds the lock.
+func (i *Import) publishAll() error {
 	if err := i.flushPending(); err != nil {
 		return err
 	}
-	if i.stats.Objects == 0 && i.named() {
+	if i.stats.Objects == i.durable && i.named() {
 		return nil // an earlier import has made all of it durable
 	}
 	// The names of the objects must be durable before anything leads to them.
 	if err := unix.Syncfs(int(i.objects.Fd())); err != nil {
 		return os.NewSyscallError("syncfs", err)
 	}
-	for _, n := range i.names {
-		dir, err := i.r.mkdir(filepath.Dir(n.path))
-		if err != nil {
+	i.durable = i.stats.Objects
+	// A run of names in one directory becomes durable at once, before the next one begins.
+	for len(i.names) > 0 {
+		dir := filepath.Dir(i.names[0].path)
+		n := 1
+		for n < len(i.names) && filepath.Dir(i.names[n].path) == dir {
+			n++
+		}
+		if err := i.link(dir, i.names[:n]); err != nil {
 			return err
 		}
-		err = symlink(dir, n.target, filepath.Base(n.path))
-		if err == nil {
-			err = dir.Sync()
-		}
-		dir.Close()
-		if err != nil {
+		i.names = i.names[n:]
+	}
+	return nil
+}
+
+// link makes names in one directory, durable.
+func (i *Import) link(path string, names []name) error {
+	dir, err := i.r.mkdir(path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	defer dir.Close()
+	for _, n := range names {
+		if err := symlink(dir, n.target, filepath.Base(n.path)); err != nil {
 			return fmt.Errorf("%s: %w", n.path, err)
 		}
+	}
+	if err := dir.Sync(); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }

@@ -59,6 +59,17 @@ func newMeta(c Config) Meta {
 	return m
 }
 
+// images returns the formats in which every image is made: the default, then the extra ones.
+func (m MetaFormats) images() []erofs.Format {
+	list := []erofs.Format{m.Default.format()}
+	for _, f := range m.Extra {
+		if !slices.Contains(list, f.format()) {
+			list = append(list, f.format())
+		}
+	}
+	return list
+}
+
 func (m Meta) equal(o Meta) bool {
 	return m.Algorithm == o.Algorithm && m.Formats.Default == o.Formats.Default &&
 		slices.Equal(m.Formats.Extra, o.Formats.Extra)

@@ -181,6 +181,9 @@ func (r *Repo) Algorithm() fsverity.Algorithm { return r.meta.algorithm }
 // Format returns the format that images have unless another one is asked for.
 func (r *Repo) Format() erofs.Format { return r.meta.Formats.Default.format() }
 
+// Formats returns the formats in which every image is made that the repository's configuration names: the default first.
+func (r *Repo) Formats() []erofs.Format { return r.meta.Formats.images() }
+
 // RequiresVerity reports whether every object must have fs-verity enabled.
 func (r *Repo) RequiresVerity() bool { return r.verity }
 

@@ -84,17 +84,24 @@ The exit code is 1 if something is wrong, or still wrong after a repair; with --
 	return c
 }
 
+// newFsckResult makes what fsck prints as JSON of a report.
+func newFsckResult(r *repo.Repo, report repo.FsckReport, metadataOnly bool) fsckResult {
+	result := fsckResult{OK: report.OK(), HasMetadata: true, ObjectsChecked: report.Objects, ObjectsCorrupt: report.ObjectsBad,
+		StreamsChecked: report.Streams, StreamsCorrupt: report.StreamsBad, ImagesChecked: report.Images,
+		ImagesCorrupt: report.ImagesBad, BrokenLinks: report.BrokenLinks, MissingObjects: report.MissingObjects,
+		Errors: []string{}, VerityRequired: r.RequiresVerity(), MetadataOnly: metadataOnly, Findings: []repo.Finding{}}
+	for _, f := range report.Findings {
+		result.Errors = append(result.Errors, f.String())
+		result.Findings = append(result.Findings, f)
+	}
+	return result
+}
+
 // printFsck prints a report. Damage is an error, but not with JSON, where the report says so.
 func (a *app) printFsck(r *repo.Repo, report repo.FsckReport, metadataOnly bool, steps []repo.RepairStep) error {
 	if a.json {
-		result := fsckResult{OK: report.OK(), HasMetadata: true, ObjectsChecked: report.Objects, ObjectsCorrupt: report.ObjectsBad,
-			StreamsChecked: report.Streams, StreamsCorrupt: report.StreamsBad, ImagesChecked: report.Images,
-			ImagesCorrupt: report.ImagesBad, BrokenLinks: report.BrokenLinks, MissingObjects: report.MissingObjects,
-			Errors: []string{}, VerityRequired: r.RequiresVerity(), MetadataOnly: metadataOnly, Findings: []repo.Finding{}, Repair: steps}
-		for _, f := range report.Findings {
-			result.Errors = append(result.Errors, f.String())
-			result.Findings = append(result.Findings, f)
-		}
+		result := newFsckResult(r, report, metadataOnly)
+		result.Repair = steps
 		return printJSON(a.out, result)
 	}
 	fmt.Fprintln(a.out, "meta.json: ok")

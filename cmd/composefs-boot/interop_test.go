@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -138,4 +139,84 @@ func TestInterop(t *testing.T) {
 	both("--repo", "REPO", "init", "--insecure", "--reset-metadata")
 	both("--repo", "REPO", "images")
 	both("--repo", "REPO", "fsck")
+}
+
+// The same with OCI images. What differs by nature is left out: digests of streams, whose compression is another, the number of
+// objects, since cfsctl leaves the first manifest behind, and its order of images, which is that of the directory.
+func TestInteropOCI(t *testing.T) {
+	peer, ours := vm.Cache(t, "cargo/bin/cfsctl"), filepath.Join(vm.Top(t), "bin/composefs-boot")
+	dir := t.TempDir()
+	link := filepath.Join(dir, "cfsctl")
+	if err := os.Symlink(ours, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(filepath.Join(dir, "layout"), golden.Files(t, "oci/oci-boot")); err != nil {
+		t.Fatal(err)
+	}
+	differs := regexp.MustCompile(`(?m)^(verity .*|objects: .*|.*objects_checked.*|.*"verity": .*| *"(verity_required|metadata_only|findings)".*|.*"errors": \[\],?| *\},?)\n`)
+	run := func(program, repo string, args ...string) (string, int) {
+		cmd := exec.Command(program, append([]string{"--repo", repo}, args...)...)
+		cmd.Dir = dir
+		out, _ := cmd.Output()
+		return differs.ReplaceAllString(string(out), ""), cmd.ProcessState.ExitCode()
+	}
+	both := func(args ...string) {
+		t.Helper()
+		a, codeA := run(peer, "peer", args...)
+		b, codeB := run(link, "ours", args...)
+		a, b = strings.ReplaceAll(a, "at peer", "at REPO"), strings.ReplaceAll(b, "at ours", "at REPO")
+		if a != b || codeA != codeB {
+			t.Errorf("%q:\ncfsctl (%d): %.2000s\nours (%d): %.2000s", args, codeA, a, codeB, b)
+		}
+	}
+	const manifest = "sha256:8643f7a69861279d88dec2639a8ded9f02e261c9770bed9aacc1d3ee3371778e"
+	const config = "@sha256:25721201133cc2c4d70b8a3a6ebc7bffbda0ddf354d3383658e70c65f7508fa7"
+	const layer = "sha256:4606438df977f220984847db2425392f2f67b7a0a26742819225a86b5d93dea3"
+	both("init", "--insecure")
+	both("oci", "images")
+	both("oci", "pull", "--bootable", "oci:layout", "vec")
+	both("oci", "images")
+	both("oci", "images", "--json")
+	both("oci", "inspect", "vec")
+	both("oci", "inspect", "--manifest", "@"+manifest)
+	both("oci", "inspect", "--config", "vec")
+	both("oci", "inspect", "none")
+	both("oci", "layer", layer)
+	both("oci", "layer", "--dumpfile", layer)
+	both("oci", "layer", "--json", layer)
+	for _, image := range []string{"vec", config} {
+		for _, flags := range [][]string{nil, {"--bootable"}, {"--xattrs", "keep-user-xattrs"}} {
+			both(append([]string{"oci", "dump", image}, flags...)...)
+			both(append([]string{"oci", "compute-id", image}, flags...)...)
+			both(append([]string{"--erofs-version", "2", "oci", "compute-id", image}, flags...)...)
+		}
+	}
+	both("oci", "linked-erofs-images", "1aa47ce279e4ea08f3e6b6974c6f375fdd8a65e48a2beec3f3a6ad84616c61dc2d9e1c7a7ea1ddf0e035c68693ce531bdf499f5dc12b78003bcc4640982cbdc6")
+	both("oci", "tag", manifest, "a/b")
+	both("oci", "tag", manifest, "@a")
+	both("oci", "untag", "a/b")
+	both("oci", "untag", "a/b")
+	both("oci", "fsck")
+	both("oci", "fsck", "--json")
+	both("oci", "fsck", "vec")
+	both("oci", "fsck", "none")
+	// Each reads, checks and extends what the other has made.
+	want, _ := run(peer, "peer", "oci", "inspect", "vec")
+	for _, pair := range [][2]string{{peer, "ours"}, {link, "peer"}} {
+		for _, args := range [][]string{{"oci", "fsck"}, {"oci", "pull", "oci:layout", "again"}, {"oci", "fsck"}, {"gc"}, {"oci", "fsck"}} {
+			if out, code := run(pair[0], pair[1], args...); code != 0 {
+				t.Errorf("%s in the other's repository: %q: %s", pair[0], args, out)
+			}
+		}
+		if got, _ := run(pair[0], pair[1], "oci", "inspect", "again"); got != want {
+			t.Errorf("%s: %s", pair[0], got)
+		}
+	}
+	for _, program := range []string{peer, link} {
+		for _, repo := range []string{"peer", "ours"} {
+			if out, code := run(program, repo, "oci", "fsck"); code != 0 {
+				t.Errorf("%s, %s: %s", program, repo, out)
+			}
+		}
+	}
 }

@@ -18,8 +18,8 @@ func TestMain(m *testing.M) {
 		"mount.composefs": main, "ukify": main})
 }
 
-// The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, and systemd's programs for
-// UEFI in $STUBS, and a kernel in $KERNEL.
+// The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, the golden OCI layout in
+// $LAYOUT, systemd's programs for UEFI in $STUBS, and a kernel in $KERNEL.
 func TestScripts(t *testing.T) {
 	dir, stubs := t.TempDir(), vm.Cache(t, "ukify/usr/lib/systemd/boot/efi")
 	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
@@ -31,6 +31,10 @@ func TestScripts(t *testing.T) {
 		if err := os.Rename(filepath.Join(golden.Extract(t, "repos/"+name+".tar.gz"), "repo"), filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	layout := filepath.Join(dir, "layout")
+	if err := os.CopyFS(layout, golden.Files(t, "oci/oci-boot")); err != nil {
+		t.Fatal(err)
 	}
 	digests := golden.Load(t)
 	kernel := vm.Kernels(t)["6.12"].Image
@@ -46,6 +50,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("GOLDEN", dir)
 			e.Setenv("KERNEL", kernel)
 			e.Setenv("STUBS", stubs)
+			e.Setenv("LAYOUT", layout)
 			for name, tree := range digests.Trees {
 				for mode, algorithms := range tree.Modes {
 					for alg, formats := range algorithms {
@@ -66,7 +71,7 @@ func TestScripts(t *testing.T) {
 func TestHelp(t *testing.T) {
 	root := newRoot("composefs-boot", nil, nil, nil)
 	all := root.Commands()
-	for _, group := range []string{"uki", "keys"} {
+	for _, group := range []string{"uki", "keys", "oci"} {
 		c, _, err := root.Find([]string{group})
 		if err != nil {
 			t.Fatal(err)

@@ -39,28 +39,39 @@ or interrupted: read-only, and every file is verified when it is opened.`,
 		Args: exactly(2),
 	}
 	var o mountFlags
+	o.add(c, a.name)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := o.check(); err != nil {
+			return err
+		}
+		return a.withRepo(func(r *repo.Repo) error { return a.mount(c.Context(), r, args[0], args[1], o) })
+	}
+	return c
+}
+
+func (o *mountFlags) add(c *cobra.Command, program string) {
 	c.Flags().StringVar(&o.Upper, "upperdir", "", "`DIRECTORY` for what is changed")
 	c.Flags().StringVar(&o.Work, "workdir", "", "`DIRECTORY` that the kernel works in, on the same file system")
 	c.Flags().BoolVar(&o.Writable, "read-write", false, "make the mount writable (with --upperdir)")
 	c.Flags().BoolVar(&o.dry, "dry-run", false, "print the steps and mount nothing")
 	how := "auto"
-	if a.name == "cfsctl" {
+	if program == "cfsctl" {
 		how = "no"
 	}
 	c.Flags().StringVar(&o.fuse, "fuse", how, "serve the image by FUSE: yes, no, or auto, `WHEN` the kernel does not permit to mount")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if (o.Upper == "") != (o.Work == "") || o.Writable && o.Upper == "" {
-			return usageError{errors.New("--upperdir and --workdir go together, and --read-write needs them")}
-		}
-		switch {
-		case o.fuse != "auto" && o.fuse != "yes" && o.fuse != "no":
-			return usageError{fmt.Errorf("--fuse %s: want auto, yes or no", o.fuse)}
-		case o.fuse == "yes" && o.Upper != "":
-			return usageError{errors.New("a mount by FUSE is read-only: leave --upperdir and --workdir out, or --fuse yes")}
-		}
-		return a.withRepo(func(r *repo.Repo) error { return a.mount(c.Context(), r, args[0], args[1], o) })
+}
+
+func (o *mountFlags) check() error {
+	if (o.Upper == "") != (o.Work == "") || o.Writable && o.Upper == "" {
+		return usageError{errors.New("--upperdir and --workdir go together, and --read-write needs them")}
 	}
-	return c
+	switch {
+	case o.fuse != "auto" && o.fuse != "yes" && o.fuse != "no":
+		return usageError{fmt.Errorf("--fuse %s: want auto, yes or no", o.fuse)}
+	case o.fuse == "yes" && o.Upper != "":
+		return usageError{errors.New("a mount by FUSE is read-only: leave --upperdir and --workdir out, or --fuse yes")}
+	}
+	return nil
 }
 
 func (a *app) mount(ctx context.Context, r *repo.Repo, name, target string, o mountFlags) error {

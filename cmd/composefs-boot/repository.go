@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,7 +11,6 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
-	"github.com/composefs-boot/composefs-boot/repo/splitstream"
 )
 
 func (a *app) repositoryCommands() []*cobra.Command {
@@ -214,23 +212,12 @@ func (a *app) catStream(name string) error {
 		if err != nil {
 			return err
 		}
-		f, err := r.OpenObject(d)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := r.Verify(f, d); err != nil {
-			return fmt.Errorf("stream %q: %w", name, err)
-		}
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		s, err := splitstream.Open(f, info.Size(), r.Algorithm())
+		s, err := r.OpenStream(d, 0)
 		if err != nil {
 			return fmt.Errorf("stream %q: %w", name, err)
 		}
-		return s.WriteTo(a.out, func(d fsverity.Digest) (io.ReadCloser, error) { return r.OpenObject(d) })
+		defer s.Close()
+		return s.WriteTo(a.out, r)
 	})
 }
 

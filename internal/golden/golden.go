@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path"
@@ -122,6 +123,16 @@ func Read(t testing.TB, name string) []byte {
 		}
 	}
 	return b
+}
+
+// Files returns a directory of testdata.
+func Files(t testing.TB, name string) fs.FS {
+	t.Helper()
+	sub, err := fs.Sub(files, path.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sub
 }
 
 // Names returns the names of the dumps: every one has an entry in Digests.Dumps.

@@ -1,4 +1,4 @@
-// Package splitstream reads splitstreams: files such as tar archives whose larger parts are objects of a repository.
+// Package splitstream reads and writes splitstreams: files such as tar archives whose larger parts are objects of a repository.
 //
 // A splitstream has a header, and sections that the header and the info section place anywhere behind it. All numbers are
 // little endian; a range is two u64, where it starts and where it ends.
@@ -10,7 +10,11 @@
 // it is negative as many bytes as its absolute value says; otherwise it is the index of an object. Named references are
 // compressed, too: records "N:NAME" that end with NUL, where N is the index of a stream.
 //
-// The format is that of composefs-rs (splitstream_format.rs), version 0.
+// Other than in a file on its way through a program, what a stream refers to can be told without decompressing anything. An
+// object may be referred to without being a part of the stream, and a name may lead to an image.
+//
+// The format is that of composefs-rs (splitstream_format.rs), version 0. bootc up to 1.15 wrote the header in another order: the
+// range first, then the flags, and the magic at offset 18. Such streams are read, and never written.
 package splitstream
 
 import (
@@ -19,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 
 	"github.com/klauspost/compress/zstd"
@@ -63,6 +68,9 @@ func Open(r io.ReaderAt, size int64, a fsverity.Algorithm) (*Reader, error) {
 	header, err := readSection(r, size, section{0, headerSize}, headerSize)
 	if err != nil {
 		return nil, fmt.Errorf("splitstream: header: %w", err)
+	}
+	if string(header[18:29]) == magic {
+		header = slices.Concat(header[18:29], header[29:30], header[16:18], header[30:32], header[:16])
 	}
 	if string(header[:11]) != magic {
 		return nil, errors.New("not a splitstream: no magic at offset 0")
@@ -178,93 +186,4 @@ func (s *Reader) readNamed(size int64, at section) error {
 		s.Named = append(s.Named, NamedRef{string(name), s.Streams[n]})
 	}
 	return nil
-}
-
-// WriteAs writes the splitstream with the references of another repository: the digests that the same objects and streams have
-// there, in the same order. The chunks refer to them by number, so they stay as they are.
-func (s *Reader) WriteAs(w io.Writer, a fsverity.Algorithm, objects, streams []fsverity.Digest) error {
-	if len(objects) != len(s.Objects) || len(streams) != len(s.Streams) {
-		return fmt.Errorf("splitstream: %d objects and %d streams, want %d and %d", len(objects), len(streams), len(s.Objects), len(s.Streams))
-	}
-	le := binary.LittleEndian
-	at := int64(0)
-	place := func(b []byte, size int64) []byte {
-		b = le.AppendUint64(b, uint64(at))
-		at += size
-		return le.AppendUint64(b, uint64(at))
-	}
-	b := append([]byte(magic), 0, 0, 0, byte(a), 12)
-	at = headerSize
-	b = place(b, infoSize)
-	b = place(b, int64(len(streams)*a.Size()))
-	b = place(b, int64(len(objects)*a.Size()))
-	named := at
-	at += s.named.end - s.named.start
-	b = place(b, s.stream.end-s.stream.start)
-	at = named
-	b = place(b, s.named.end-s.named.start)
-	b = le.AppendUint64(b, s.ContentType)
-	b = le.AppendUint64(b, s.Size)
-	for _, d := range append(append([]fsverity.Digest{}, streams...), objects...) {
-		b, _ = d.AppendBinary(b)
-	}
-	if _, err := w.Write(b); err != nil {
-		return err
-	}
-	for _, part := range []section{s.named, s.stream} {
-		if _, err := io.Copy(w, io.NewSectionReader(s.r, part.start, part.end-part.start)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// WriteTo writes what the stream is the split form of. It needs the content of the objects.
-func (s *Reader) WriteTo(w io.Writer, open func(fsverity.Digest) (io.ReadCloser, error)) error {
-	z, err := zstd.NewReader(io.NewSectionReader(s.r, s.stream.start, s.stream.end-s.stream.start),
-		zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstd))
-	if err != nil {
-		return err
-	}
-	defer z.Close()
-	var written uint64
-	for {
-		var head [8]byte
-		if _, err := io.ReadFull(z, head[:]); err == io.EOF {
-			break
-		} else if err != nil {
-			return fmt.Errorf("splitstream: chunk at %d: %w", written, err)
-		}
-		n, err := s.chunk(w, z, int64(binary.LittleEndian.Uint64(head[:])), open)
-		written += uint64(n)
-		if err != nil {
-			return fmt.Errorf("splitstream: chunk at %d: %w", written, err)
-		}
-		if written > s.Size {
-			break
-		}
-	}
-	if written != s.Size {
-		return fmt.Errorf("splitstream: %d bytes, but the info section says %d", written, s.Size)
-	}
-	return nil
-}
-
-func (s *Reader) chunk(w io.Writer, z io.Reader, head int64, open func(fsverity.Digest) (io.ReadCloser, error)) (int64, error) {
-	if head < 0 {
-		n, err := io.CopyN(w, z, -head) // the smallest number stays negative, and copies nothing
-		if err == nil && n <= 0 {
-			err = errors.New("a length that there is not")
-		}
-		return n, err
-	}
-	if head >= int64(len(s.Objects)) {
-		return 0, fmt.Errorf("object %d of %d", head, len(s.Objects))
-	}
-	f, err := open(s.Objects[head])
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	return io.Copy(w, f)
 }

@@ -5,8 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,6 +92,113 @@ func TestHostile(t *testing.T) {
 		}
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}
+
+// The header that bootc wrote up to 1.15 leads to the same.
+func TestOldHeader(t *testing.T) {
+	list, open := streams(t)
+	for name, data := range list {
+		old := slices.Concat(data[16:32], data[12:14], data[:11], data[11:12], data[14:16], data[32:])
+		var out [2]bytes.Buffer
+		for k, b := range [][]byte{data, old} {
+			s, err := splitstream.Open(bytes.NewReader(b), int64(len(b)), fsverity.SHA256)
+			if err == nil {
+				err = s.WriteTo(&out[k], open)
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		if !bytes.Equal(out[0].Bytes(), out[1].Bytes()) {
+			t.Errorf("%s: the old header gives another content", name)
+		}
+	}
+}
+
+// What is written is read again: content, references, names.
+func TestRoundTrip(t *testing.T) {
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		b := make([]byte, r.IntN(1<<14))
+		for k := range b {
+			b[k] = byte(r.Uint32() >> r.IntN(9)) // more or less compressible
+		}
+		roundTrip(t, b, seed%2 == 0)
+	}
+}
+
+func FuzzRoundTrip(f *testing.F) {
+	f.Add([]byte("\x00abc\x05defghijkl"), true)
+	f.Fuzz(func(t *testing.T, b []byte, wide bool) { roundTrip(t, b, wide) })
+}
+
+// roundTrip writes a stream whose parts the bytes tell: a length and a kind, then as many bytes.
+func roundTrip(t *testing.T, b []byte, wide bool) {
+	a := fsverity.SHA256
+	if wide {
+		a = fsverity.SHA512
+	}
+	write := func() (splitted, content []byte, objects map[fsverity.Digest][]byte, names map[string]fsverity.Digest) {
+		w := splitstream.NewWriter(a, 42)
+		objects, names = map[fsverity.Digest][]byte{}, map[string]fsverity.Digest{}
+		for rest := b; len(rest) > 0; {
+			n := min(int(rest[0]>>2), len(rest)-1)
+			kind, part := rest[0]&3, rest[1:1+n]
+			rest = rest[1+n:]
+			switch d := fsverity.Of(a, part); {
+			case kind == 0 && n > 0:
+				objects[d] = part
+				content = append(content, part...)
+				if err := w.Object(d, uint64(n)); err != nil {
+					t.Fatal(err)
+				}
+			case kind == 1:
+				name := strings.ReplaceAll(string(part), "\x00", "")
+				names[name] = d
+				if err := w.Name(name, d); err != nil {
+					t.Fatal(err)
+				}
+			default:
+				for range 1 + n*n {
+					w.Write(part)
+					content = append(content, part...)
+					if err := w.Cut(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+		out, size, err := w.Finish()
+		if err == nil {
+			splitted, err = io.ReadAll(out)
+		}
+		if err != nil || int64(len(splitted)) != size {
+			t.Fatalf("%d bytes of %d: %v", len(splitted), size, err)
+		}
+		return splitted, content, objects, names
+	}
+	splitted, content, objects, names := write()
+	if again, _, _, _ := write(); !bytes.Equal(splitted, again) {
+		t.Fatal("the second time it is another stream")
+	}
+	s, err := splitstream.Open(bytes.NewReader(splitted), int64(len(splitted)), a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := s.WriteTo(&out, func(d fsverity.Digest) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(objects[d])), nil
+	}); err != nil || !bytes.Equal(out.Bytes(), content) {
+		t.Fatalf("%d bytes, want %d: %v", out.Len(), len(content), err)
+	}
+	if len(s.Objects) != len(objects) || s.ContentType != 42 || len(s.Named) != len(names) {
+		t.Fatalf("%d objects, %d names, type %d", len(s.Objects), len(s.Named), s.ContentType)
+	}
+	for _, n := range s.Named {
+		if names[n.Name] != n.Stream {
+			t.Fatalf("name %q leads to %v", n.Name, n.Stream)
 		}
 	}
 }

@@ -1,0 +1,303 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/composefs-boot/composefs-boot/boot"
+	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/erofs"
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/repo/oci"
+)
+
+func (a *app) ociCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "oci",
+		Short: "Pull OCI images into the repository, and look at them",
+		Long: `Pull OCI images into the repository, and look at them. An image is named by its tag, or by a digest with "@" before it.
+
+The repository keeps the manifest, the config and every layer, from which each can be had again bit for bit.`,
+		Example: `  composefs-boot --repo r oci pull --bootable oci:./layout my-os
+  composefs-boot --repo r oci images`,
+	}
+	c.AddCommand(a.ociPullCommand(), a.ociImagesCommand(), a.ociInspectCommand(), a.ociLayerCommand(), a.ociDumpCommand(),
+		a.ociComputeIDCommand(), a.ociLinkedCommand(), a.ociTagCommand(), a.ociUntagCommand(), a.ociRemoveCommand(), a.ociFsckCommand(),
+		a.ociImportLayerCommand(), a.ociMountCommand())
+	return c
+}
+
+// openImageSource opens what an image reference names: a transport, a colon, and what the transport makes of the rest.
+func openImageSource(image string) (oci.Source, io.Closer, error) {
+	transport, rest, ok := strings.Cut(image, ":")
+	if !ok || transport != "oci" {
+		return nil, nil, usageError{fmt.Errorf("image %q: want oci:DIRECTORY or oci:DIRECTORY:TAG", image)}
+	}
+	dir, tag := rest, ""
+	if k := strings.LastIndexByte(rest, ':'); k >= 0 && !strings.Contains(rest[k:], "/") {
+		dir, tag = rest[:k], rest[k+1:]
+	}
+	l, err := oci.OpenLayout(dir, tag)
+	return l, l, err
+}
+
+// ociPullResult is what oci pull prints as JSON.
+type ociPullResult struct {
+	Manifest string        `json:"manifest"`
+	Config   string        `json:"config"`
+	Verity   string        `json:"verity"` // of the manifest's stream
+	Tag      string        `json:"tag"`
+	Stats    oci.PullStats `json:"stats"`
+	Images   []linkedImage `json:"images"`
+	Karg     string        `json:"karg,omitempty"` // of the image to boot
+}
+
+func (a *app) ociPullCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "pull IMAGE [NAME]",
+		Short: "Pull an image into the repository",
+		Long: `Pull an image into the repository, make its composefs image, and tag it with a name, which is IMAGE if there is no other.
+
+IMAGE is oci:DIRECTORY or oci:DIRECTORY:TAG, an OCI layout. Layers that are there are not read again. An interrupted pull leaves
+whole layers and objects; the next one uses them. The tag is set when everything is durable.
+
+With --expected-digest the image to boot is looked for that has this digest, among the formats and the extended attributes that may
+have been kept when it was made; it is an error if there is none, and the image gets no tag.`,
+		Example: `  composefs-boot --repo r oci pull --bootable oci:./layout my-os
+  composefs-boot --repo r oci pull --platform linux/arm64 oci:./layout:latest my-os`,
+		Args: between(1, 2),
+	}
+	bootable := c.Flags().Bool("bootable", false, "make an image to boot, too: SELinux labels, empty /boot and /sysroot")
+	expected := c.Flags().String("expected-digest", "", "the `DIGEST` that the image to boot is to have (with --bootable)")
+	platform := c.Flags().String("platform", oci.ThisPlatform().String(), "which image of an index, by `OS/ARCHITECTURE`")
+	limit := c.Flags().Int64("max-layer-size", 64<<30, "give up when a layer has more than this number of `BYTES`, decompressed")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		o := oci.PullOptions{Tag: args[len(args)-1], Limits: oci.Limits{Layer: *limit}, Lock: a.lock()}
+		var err error
+		if o.Platform, err = oci.ParsePlatform(*platform); err != nil {
+			return usageError{err}
+		}
+		if a.format != "" {
+			f, err := erofs.ParseFormat(a.format)
+			if err != nil {
+				return usageError{err}
+			}
+			o.Formats = []erofs.Format{f}
+		}
+		if *bootable {
+			o.Transform = boot.Transform
+		}
+		if *expected != "" {
+			if !*bootable {
+				return usageError{errors.New("--expected-digest goes with --bootable")}
+			}
+			if o.Expected, err = fsverity.ParseHex(*expected); err != nil {
+				return usageError{fmt.Errorf("--expected-digest: %w", err)}
+			}
+		}
+		return a.withRepo(func(r *repo.Repo) error { return a.ociPull(c.Context(), r, args[0], o) })
+	}
+	return c
+}
+
+func (a *app) ociPull(ctx context.Context, r *repo.Repo, image string, o oci.PullOptions) error {
+	source, end, err := openImageSource(image)
+	if err != nil {
+		return err
+	}
+	defer end.Close()
+	o.Progress = &oci.Progress{}
+	p := a.startProgress(func() progressEvent {
+		return progressEvent{What: "pulling " + image, Bytes: o.Progress.Bytes.Load(), Total: o.Progress.Total.Load()}
+	})
+	result, err := oci.Pull(ctx, r, source, o)
+	p.end()
+	if err != nil {
+		return fmt.Errorf("%s: %w", image, err)
+	}
+	i, s := result.Image, result.Stats
+	format := r.Format()
+	if len(o.Formats) > 0 {
+		format = o.Formats[0]
+	}
+	bootable, hasBoot := i.Find(true, format, fstree.XattrsAllowlist)
+	hasBoot = hasBoot && o.Transform != nil
+	for _, l := range i.Linked {
+		if !o.Expected.IsZero() && l.Digest == o.Expected && l.Bootable {
+			bootable, hasBoot, format = l.Digest, true, l.Format
+		}
+	}
+	if a.json {
+		out := ociPullResult{string(i.Digest), string(i.ConfigDigest()), i.Stream().String(), o.Tag, s, linkedImages(i), ""}
+		if hasBoot {
+			out.Karg = argument(bootable, format)
+		}
+		return printJSON(a.out, out)
+	}
+	fmt.Fprintf(a.out, "manifest %s\nconfig   %s\nverity   %v\ntagged   %s\n", i.Digest, i.ConfigDigest(), i.Stream(), o.Tag)
+	fmt.Fprintf(a.out, "objects  %d new + %d already present objects; %s stored, %s inlined\n",
+		s.Objects, s.Reused, cfsctlSize(s.Bytes), cfsctlSize(s.Inline))
+	if hasBoot && o.Expected.IsZero() {
+		fmt.Fprintf(a.out, "Boot image: %v\n", bootable)
+	}
+	for _, l := range i.Linked {
+		if !o.Expected.IsZero() && l.Digest == o.Expected && l.Bootable {
+			fmt.Fprintf(a.out, "Boot image: %v (xattr-mode=%v, format-version=%v)\n", l.Digest, l.Xattrs, strings.ToUpper(l.Format.String()))
+		}
+	}
+	return nil
+}
+
+// cfsctlSize prints a number of bytes as cfsctl does.
+func cfsctlSize(n int64) string {
+	if n < 1024 {
+		return fmt.Sprintf("%d B", n)
+	}
+	f, k := float64(n)/1024, 0
+	for f >= 1024 && k < 5 {
+		f, k = f/1024, k+1
+	}
+	return fmt.Sprintf("%.2f %ciB", f, "KMGTPE"[k])
+}
+
+func (a *app) ociTagCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "tag DIGEST NAME",
+		Short:   "Give an image another name",
+		Long:    "Give an image another name, by the digest of its manifest. If another image has the name, it loses it.",
+		Example: "  composefs-boot --repo r oci tag sha256:DIGEST my-os:stable",
+		Args:    exactly(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			d, err := oci.ParseDigest(strings.TrimPrefix(args[0], "@"))
+			if err != nil {
+				return usageError{err}
+			}
+			return a.withRepo(func(r *repo.Repo) error {
+				if err := oci.SetTag(c.Context(), r, d, args[1], a.lock()); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "Tagged %s as %s\n", d, args[1])
+				return nil
+			})
+		},
+	}
+}
+
+func (a *app) ociUntagCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "untag NAME",
+		Short:   "Take a name away",
+		Long:    "Take a name away. An image that has no other name is removed by gc.",
+		Example: "  composefs-boot --repo r oci untag my-os:old && composefs-boot --repo r gc",
+		Args:    exactly(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withRepo(func(r *repo.Repo) error {
+				if err := oci.Untag(c.Context(), r, args[0], a.lock()); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "Removed tag %s\n", args[0])
+				return nil
+			})
+		},
+	}
+}
+
+func (a *app) ociRemoveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "rm IMAGE...",
+		Short:   "Take all names of images away",
+		Long:    "Take all names of images away, and let go of the artifacts that refer to them. What nobody else needs is removed by gc.",
+		Example: "  composefs-boot --repo r oci rm my-os && composefs-boot --repo r gc",
+		Args:    between(1, 1<<20),
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.withRepo(func(r *repo.Repo) error {
+				for _, name := range args {
+					i, err := oci.Open(r, name)
+					if err != nil {
+						return err
+					}
+					tags, err := oci.Remove(c.Context(), r, i.Digest, a.lock())
+					for _, tag := range tags {
+						fmt.Fprintf(a.out, "Removed tag %s\n", tag)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func (a *app) ociImportLayerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "import-layer DIFFID [NAME]",
+		Short: "Bring one layer into the repository",
+		Long: `Read a layer from standard input and keep it under its diff ID, the digest of the uncompressed archive. It may be compressed with
+gzip or zstd. With a name it stays when garbage is collected.`,
+		Example: "  composefs-boot --repo r oci import-layer sha256:DIGEST base < layer.tar",
+		Args:    between(1, 2),
+		RunE: func(c *cobra.Command, args []string) error {
+			id, err := oci.ParseDigest(args[0])
+			if err != nil {
+				return usageError{err}
+			}
+			return a.withRepo(func(r *repo.Repo) error {
+				d, err := oci.ImportLayer(c.Context(), r, a.in, id, oci.Limits{}, a.lock(), args[1:]...)
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(a.out, "%v:%v\n", d.Algorithm(), d)
+				return nil
+			})
+		},
+	}
+}
+
+func (a *app) ociMountCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "mount IMAGE MOUNTPOINT",
+		Short: "Mount the composefs image of an image",
+		Long: `Mount the composefs image of an image, by its tag or the digest of its manifest. See composefs-boot mount for how it is mounted
+and verified.`,
+		Example: `  composefs-boot --repo r oci mount my-os /mnt
+  composefs-boot --repo r oci mount --bootable --fuse yes my-os ~/my-os`,
+		Args: exactly(2),
+	}
+	var o mountFlags
+	o.add(c, a.name)
+	bootable := c.Flags().Bool("bootable", false, "mount the image to boot")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := o.check(); err != nil {
+			return err
+		}
+		return a.withRepo(func(r *repo.Repo) error {
+			name := args[0]
+			if _, err := oci.ParseDigest(name); err == nil {
+				name = "@" + name
+			}
+			i, err := oci.Open(r, name)
+			if err != nil {
+				return err
+			}
+			format, err := a.erofsFormat(r)
+			if err != nil {
+				return usageError{err}
+			}
+			d, ok := i.Find(*bootable, format, fstree.XattrsAllowlist)
+			if !ok {
+				return fmt.Errorf("image %s has no composefs image of this kind: make it with oci pull%s", name,
+					map[bool]string{true: " --bootable"}[*bootable])
+			}
+			return a.mount(c.Context(), r, d.String(), args[1], o)
+		})
+	}
+	return c
+}

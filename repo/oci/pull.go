@@ -1,0 +1,405 @@
+package oci
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/erofs"
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/repo/splitstream"
+)
+
+// Limits are what is taken from an image at most. Zero values are the defaults.
+type Limits struct {
+	Layer int64 // bytes of one layer, decompressed; 64 GiB
+}
+
+func (l Limits) orDefault() Limits {
+	if l.Layer <= 0 {
+		l.Layer = 64 << 30
+	}
+	return l
+}
+
+// Progress counts what a pull has done; other goroutines may look at it meanwhile.
+type Progress struct {
+	Bytes  atomic.Int64 // of blobs, as they came
+	Total  atomic.Int64 // bytes of the blobs that are to come
+	Layers atomic.Int64 // that are done
+}
+
+// PullOptions says what is pulled, and what is made of it.
+type PullOptions struct {
+	Tag      string         // the name that the image gets; "" for none: garbage collection may remove it
+	Platform Platform       // which image of an index; zero: ThisPlatform
+	Formats  []erofs.Format // of the composefs images; none: those of the repository
+	// Transform makes a tree into one to boot: boot.Transform. If it is not nil, there is a bootable image, too.
+	Transform func(*fstree.Tree, fstree.Open) error
+	// Expected is the digest of an image to boot that was made otherwise than by default: with Transform, it is looked for among
+	// the formats and the extended attributes that are kept, and it is an error if it is not found. Zero: none.
+	Expected fsverity.Digest
+	Limits   Limits
+	Retry    Retry
+	Progress *Progress
+	Lock     repo.LockOptions
+}
+
+// PullResult is what a pull has brought.
+type PullResult struct {
+	Image *Image
+	Stats PullStats
+}
+
+// PullStats counts what was new.
+type PullStats struct {
+	Layers  int   `json:"layers"`         // of the image
+	Present int   `json:"layers_present"` // of them, there already
+	Objects int   `json:"objects_new"`
+	Reused  int   `json:"objects_present"`
+	Bytes   int64 `json:"bytes_new"`    // of new objects
+	Inline  int64 `json:"bytes_inline"` // of new layers, in their streams
+	Fetched int64 `json:"bytes_fetched"`
+}
+
+// checkpoint is how many bytes of new objects are made durable at once, with the layers that are complete.
+const checkpoint = 128 << 20
+
+// Pull brings an image into the repository and makes its composefs images. Layers that are there are not read. The tag is set
+// when everything that it leads to is durable. What an interrupted pull has left is used by the next one.
+func Pull(ctx context.Context, r *repo.Repo, source Source, o PullOptions) (PullResult, error) {
+	if o.Tag != "" {
+		if err := checkTag(o.Tag); err != nil {
+			return PullResult{}, err
+		}
+	}
+	if o.Progress == nil {
+		o.Progress = &Progress{}
+	}
+	if len(o.Formats) == 0 {
+		o.Formats = r.Formats()
+	}
+	if o.Platform == (Platform{}) {
+		o.Platform = ThisPlatform()
+	}
+	o.Limits = o.Limits.orDefault()
+	i, err := r.Begin(ctx, o.Lock)
+	if err != nil {
+		return PullResult{}, err
+	}
+	defer i.Abort()
+	p := &pull{r: r, i: i, source: source, o: o}
+	image, err := p.run(ctx)
+	if err != nil {
+		return PullResult{}, err
+	}
+	p.stats.Layers = len(image.Layers)
+	p.stats.Fetched = o.Progress.Bytes.Load()
+	return PullResult{image, p.stats}, nil
+}
+
+type pull struct {
+	r      *repo.Repo
+	i      *repo.Import
+	source Source
+	o      PullOptions
+
+	mu    sync.Mutex
+	saved int64            // bytes of new objects at the last checkpoint
+	own   repo.ImportStats // of layers' streams
+	stats PullStats
+}
+
+func (p *pull) run(ctx context.Context) (*Image, error) {
+	image, err := p.describe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known, err := open(p.r, image.Digest)
+	if err == nil {
+		image = known // with the composefs images that were made of it
+	} else if !lost(err) {
+		return nil, err
+	}
+	if err := p.layers(ctx, image); err != nil {
+		return nil, err
+	}
+	if err := p.images(ctx, image); err != nil {
+		return nil, err
+	}
+	return image, p.write(image)
+}
+
+// describe reads the manifest and config of the image.
+func (p *pull) describe(ctx context.Context) (*Image, error) {
+	image := &Image{}
+	var d Digest
+	for depth := 0; ; depth++ {
+		b, err := p.source.Manifest(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		if d != "" {
+			if err := d.verify(b); err != nil {
+				return nil, fmt.Errorf("manifest: %w", err)
+			}
+		}
+		index, is, err := isIndex(b)
+		if err != nil {
+			return nil, fmt.Errorf("manifest: %w", err)
+		}
+		if !is {
+			image.ManifestJSON, image.Digest = b, cmp.Or(d, DigestOf(b))
+			break
+		}
+		if depth > 3 {
+			return nil, errors.New("index in an index, too deep")
+		}
+		chosen, err := index.choose(p.o.Platform)
+		if err != nil {
+			return nil, err
+		}
+		d = chosen.Digest
+	}
+	var err error
+	if image.Manifest, err = parseManifest(image.ManifestJSON); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", image.Digest, err)
+	}
+	config := image.Manifest.Config
+	blob := p.open(ctx, config)
+	defer blob.Close()
+	if image.ConfigJSON, err = readJSON(blob); err == nil {
+		err = config.Digest.verify(image.ConfigJSON)
+	}
+	if err == nil && image.Manifest.IsImage() {
+		image.Config, err = parseConfig(image.ConfigJSON, len(image.Manifest.Layers))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("config %s: %w", config.Digest, err)
+	}
+	return image, nil
+}
+
+func (p *pull) open(ctx context.Context, d Descriptor) *resuming {
+	return &resuming{ctx: ctx, source: p.source, blob: d, retry: p.o.Retry, got: func(n int) { p.o.Progress.Bytes.Add(int64(n)) }}
+}
+
+// layers brings the layers that are not there, several at a time, the largest first.
+func (p *pull) layers(ctx context.Context, image *Image) error {
+	image.Layers = make([]fsverity.Digest, len(image.Manifest.Layers))
+	ids := image.layerIDs()
+	missing := map[Digest][]int{} // an image may have the same layer twice
+	var order []Digest
+	for k, id := range ids {
+		var err error
+		if image.Layers[k], err = present(p.r, id, image.layerContent()); err != nil {
+			return err
+		}
+		if !image.Layers[k].IsZero() {
+			p.stats.Present++
+			p.o.Progress.Layers.Add(1)
+			continue
+		}
+		if missing[id] == nil {
+			order = append(order, id)
+			p.o.Progress.Total.Add(image.Manifest.Layers[k].Size)
+		}
+		missing[id] = append(missing[id], k)
+	}
+	size := func(id Digest) int64 { return image.Manifest.Layers[missing[id][0]].Size }
+	slices.SortStableFunc(order, func(a, b Digest) int { return cmp.Compare(size(b), size(a)) })
+
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	s := newSplitter(p.i, p.o.Limits)
+	defer s.close()
+	work := make(chan Digest)
+	var workers sync.WaitGroup
+	for range min(len(order), max(2, min(runtime.GOMAXPROCS(0), 6))) {
+		workers.Go(func() {
+			for id := range work {
+				k := missing[id]
+				d, err := p.layer(ctx, s, image.Manifest.Layers[k[0]], id, image.Manifest.IsImage())
+				if err != nil {
+					stop(fmt.Errorf("layer %s: %w", image.Manifest.Layers[k[0]].Digest, err))
+					continue
+				}
+				for _, k := range k {
+					image.Layers[k] = d // each index is written by one worker
+				}
+				p.o.Progress.Layers.Add(int64(len(k)))
+			}
+		})
+	}
+	for _, id := range order {
+		if !send(ctx, work, id) {
+			break
+		}
+	}
+	close(work)
+	workers.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	p.count()
+	return nil
+}
+
+// layerIDs returns the digests by which the layers are known in the repository: diff IDs, or the blobs' own for artifacts.
+func (i *Image) layerIDs() []Digest {
+	if i.Manifest.IsImage() {
+		return i.Config.RootFS.DiffIDs
+	}
+	ids := make([]Digest, len(i.Manifest.Layers))
+	for k, l := range i.Manifest.Layers {
+		ids[k] = l.Digest
+	}
+	return ids
+}
+
+func (i *Image) layerContent() uint64 {
+	if i.Manifest.IsImage() {
+		return LayerContent
+	}
+	return BlobContent
+}
+
+// present returns the stream of a layer that is there already, zero if there is none. A damaged one is made anew.
+func present(r *repo.Repo, id Digest, contentType uint64) (fsverity.Digest, error) {
+	d, err := r.StreamObject(layerStream + string(id))
+	if err == nil {
+		var s *repo.Stream
+		if s, err = r.OpenStream(d, contentType); err == nil {
+			return d, s.Close()
+		}
+	}
+	if lost(err) {
+		err = nil
+	}
+	return fsverity.Digest{}, err
+}
+
+// lost tells of something that is not there, or not sound, or something else of the same digest, an artifact that is an archive: it
+// is brought again.
+func lost(err error) bool {
+	for _, reason := range []error{repo.ErrNotFound, repo.ErrCorrupt, repo.ErrNoVerity, repo.ErrContentType} {
+		if errors.Is(err, reason) {
+			return true
+		}
+	}
+	return false
+}
+
+// layer brings one layer, and makes it durable if there is enough to be so.
+func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, isArchive bool) (fsverity.Digest, error) {
+	in := p.open(ctx, blob)
+	defer in.Close()
+	var done split
+	var err error
+	if isArchive {
+		done, err = s.layer(ctx, in, id)
+	} else {
+		done, err = p.artifact(in, blob)
+	}
+	if err != nil {
+		return done.stream, err
+	}
+	if err := p.i.NameStream(layerStream+string(id), done.stream); err != nil {
+		return done.stream, err
+	}
+	p.mu.Lock()
+	p.stats.Reused += done.files
+	p.stats.Inline += done.inline
+	if done.added > 0 {
+		p.own.Objects++
+		p.own.Bytes += done.added
+	}
+	all := p.i.Stats().Bytes
+	save := all-p.saved >= checkpoint
+	if save {
+		p.saved = all
+	}
+	p.mu.Unlock()
+	if save {
+		err = p.i.Checkpoint()
+	}
+	return done.stream, err
+}
+
+// count computes how many objects were new: until now the import has had the layers' objects, and their streams.
+func (p *pull) count() {
+	all := p.i.Stats()
+	p.stats.Objects, p.stats.Bytes = all.Objects-p.own.Objects, all.Bytes-p.own.Bytes
+	p.stats.Reused -= p.stats.Objects
+}
+
+// artifact stores a blob as it is.
+func (p *pull) artifact(in io.Reader, blob Descriptor) (split, error) {
+	if blob.Size > p.o.Limits.Layer {
+		return split{}, fmt.Errorf("%d bytes: %w", blob.Size, ErrTooLarge)
+	}
+	h := blob.Digest.newHash()
+	d, err := p.i.Put(io.TeeReader(in, h), blob.Size)
+	if err == nil {
+		err = blob.Digest.check(h)
+	}
+	if err != nil {
+		return split{}, err
+	}
+	w := splitstream.NewWriter(p.i.Algorithm(), BlobContent)
+	if err := w.Object(d, uint64(blob.Size)); err != nil {
+		return split{}, err
+	}
+	done := split{files: 1}
+	return done.put(p.i, w)
+}
+
+// write stores the streams of config and manifest, and sets the tag.
+func (p *pull) write(image *Image) error {
+	ids := image.layerIDs()
+	var layers, linked []splitstream.NamedRef
+	for k, d := range image.Layers {
+		layers = append(layers, splitstream.NamedRef{Name: string(ids[k]), Stream: d})
+	}
+	for _, l := range image.Linked {
+		linked = append(linked, splitstream.NamedRef{Name: l.key(), Stream: l.Digest})
+	}
+	config, err := writeExternal(p.i, ConfigContent, image.ConfigJSON, append(slices.Clone(layers), linked...))
+	if err != nil {
+		return err
+	}
+	refs := append([]splitstream.NamedRef{{Name: "config:" + string(image.ConfigDigest()), Stream: config}}, layers...)
+	if image.Manifest.Config.MediaType == typeDocker {
+		// composefs-rs takes images in Docker's format for artifacts, whose layers it looks up by the digests of the blobs.
+		for k, l := range image.Manifest.Layers {
+			refs = append(refs, splitstream.NamedRef{Name: string(l.Digest), Stream: image.Layers[k]})
+		}
+	}
+	manifest, err := writeExternal(p.i, ManifestContent, image.ManifestJSON, refs)
+	if err != nil {
+		return err
+	}
+	image.config, image.manifest = config, manifest
+	var tags []string
+	if p.o.Tag != "" {
+		tags = append(tags, tagRef(p.o.Tag))
+	}
+	if s := image.Manifest.Subject; s != nil {
+		tags = append(tags, referrerRef(s.Digest, image.Digest))
+	}
+	if err := p.i.NameStream(configStream+string(image.ConfigDigest()), config); err != nil {
+		return err
+	}
+	if err := p.i.NameStream(manifestStream+string(image.Digest), manifest, tags...); err != nil {
+		return err
+	}
+	return p.i.Commit()
+}

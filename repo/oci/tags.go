@@ -1,0 +1,149 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/composefs-boot/composefs-boot/repo"
+)
+
+const (
+	tagDir      = "oci"           // below streams/refs
+	referrerDir = "oci-referrers" // SUBJECT/ARTIFACT
+)
+
+// Slashes would be directories; a name is one file.
+var (
+	encoder = strings.NewReplacer("%", "%25", "/", "%2F")
+	decoder = strings.NewReplacer("%25", "%", "%2F", "/")
+)
+
+// Tag is a name of an image. What it leads to is kept.
+type Tag struct {
+	Name  string
+	Image Digest
+}
+
+// Tags returns all tags, sorted by the names of their refs.
+func Tags(r *repo.Repo) ([]Tag, error) {
+	refs, err := r.StreamRefs(tagDir)
+	if err != nil {
+		return nil, err
+	}
+	var tags []Tag
+	for _, ref := range refs {
+		digest, ok := strings.CutPrefix(ref.Target, manifestStream)
+		if d, err := ParseDigest(digest); ok && err == nil {
+			tags = append(tags, Tag{decoder.Replace(ref.Name), d})
+		}
+	}
+	return tags, nil
+}
+
+// checkTag tells why an image cannot have this name.
+func checkTag(name string) error {
+	switch {
+	case name == "":
+		return errors.New("empty tag")
+	case strings.HasPrefix(name, "@"):
+		return fmt.Errorf("tag %q: a name with @ before it is a digest", name)
+	}
+	return nil
+}
+
+func tagRef(name string) string { return tagDir + "/" + encoder.Replace(name) }
+
+// resolve returns the image that a tag leads to.
+func resolve(r *repo.Repo, name string) (Digest, error) {
+	tags, err := Tags(r)
+	if err != nil {
+		return "", err
+	}
+	for _, t := range tags {
+		if t.Name == name {
+			return t.Image, nil
+		}
+	}
+	return "", fmt.Errorf("image %q: %w (oci images lists what is there; a digest has @ before it)", name, repo.ErrNotFound)
+}
+
+// SetTag gives an image a name, in place of the image that had it.
+func SetTag(ctx context.Context, r *repo.Repo, image Digest, name string, l repo.LockOptions) error {
+	if err := checkTag(name); err != nil {
+		return err
+	}
+	i, err := r.Begin(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer i.Abort()
+	stream := manifestStream + string(image)
+	d, err := r.StreamObject(stream)
+	if err != nil {
+		return err
+	}
+	if err := i.NameStream(stream, d, tagRef(name)); err != nil {
+		return err
+	}
+	return i.Commit()
+}
+
+// Untag takes a name away. The image is garbage if it has no other.
+func Untag(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) error {
+	if err := checkTag(name); err != nil {
+		return err
+	}
+	if err := r.RemoveStreamRef(ctx, tagRef(name), l); err != nil {
+		return fmt.Errorf("tag %q: %w", name, err)
+	}
+	return nil
+}
+
+// Remove takes all names of an image away, and the refs of the artifacts that refer to it. It returns the names.
+func Remove(ctx context.Context, r *repo.Repo, image Digest, l repo.LockOptions) ([]string, error) {
+	tags, err := Tags(r)
+	if err != nil {
+		return nil, err
+	}
+	var removed []string
+	for _, t := range tags {
+		if t.Image != image {
+			continue
+		}
+		if err := Untag(ctx, r, t.Name, l); err != nil {
+			return removed, err
+		}
+		removed = append(removed, t.Name)
+	}
+	artifacts, err := Referrers(r, image)
+	if err != nil {
+		return removed, err
+	}
+	for _, a := range artifacts {
+		if err := r.RemoveStreamRef(ctx, referrerRef(image, a), l); err != nil {
+			return removed, err
+		}
+	}
+	return removed, nil
+}
+
+func referrerRef(subject, artifact Digest) string {
+	return referrerDir + "/" + string(subject) + "/" + string(artifact)
+}
+
+// Referrers returns the artifacts that refer to an image, signatures for example.
+func Referrers(r *repo.Repo, image Digest) ([]Digest, error) {
+	refs, err := r.StreamRefs(referrerDir + "/" + string(image))
+	if err != nil {
+		return nil, err
+	}
+	var list []Digest
+	for _, ref := range refs {
+		if d, err := ParseDigest(ref.Name); err == nil && ref.Target == manifestStream+ref.Name {
+			list = append(list, d)
+		}
+	}
+	return list, nil
+}
