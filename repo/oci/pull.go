@@ -47,10 +47,13 @@ type PullOptions struct {
 	// Expected is the digest of an image to boot that was made otherwise than by default: with Transform, it is looked for among
 	// the formats and the extended attributes that are kept, and it is an error if it is not found. Zero: none.
 	Expected fsverity.Digest
-	Limits   Limits
-	Retry    Retry
-	Progress *Progress
-	Lock     repo.LockOptions
+	// KeepBlobs keeps layers as they come, too, if they are compressed: they are given back with their digests, whoever compressed
+	// them. It costs what was downloaded. Once kept, they stay with the image.
+	KeepBlobs bool
+	Limits    Limits
+	Retry     Retry
+	Progress  *Progress
+	Lock      repo.LockOptions
 }
 
 // PullResult is what a pull has brought.
@@ -96,7 +99,7 @@ func Pull(ctx context.Context, r *repo.Repo, source Source, o PullOptions) (Pull
 		return PullResult{}, err
 	}
 	defer i.Abort()
-	p := &pull{r: r, i: i, source: source, o: o}
+	p := &pull{r: r, i: i, source: source, o: o, kept: map[Digest]fsverity.Digest{}}
 	image, err := p.run(ctx)
 	if err != nil {
 		return PullResult{}, err
@@ -116,6 +119,8 @@ type pull struct {
 	saved int64            // bytes of new objects at the last checkpoint
 	own   repo.ImportStats // of layers' streams
 	stats PullStats
+	kept  map[Digest]fsverity.Digest // blobs, see PullOptions.KeepBlobs
+	again map[Digest]bool            // layers that are brought though they are there: they are not sound
 }
 
 func (p *pull) run(ctx context.Context) (*Image, error) {
@@ -140,7 +145,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 
 // describe reads the manifest and config of the image.
 func (p *pull) describe(ctx context.Context) (*Image, error) {
-	image := &Image{}
+	image := &Image{Blobs: map[Digest]fsverity.Digest{}}
 	var d Digest
 	for depth := 0; ; depth++ {
 		b, err := p.source.Manifest(ctx, d)
@@ -203,7 +208,11 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		if image.Layers[k], err = present(p.r, id, image.layerContent()); err != nil {
 			return err
 		}
-		if !image.Layers[k].IsZero() {
+		lacks, err := p.lacksBlob(image, image.Manifest.Layers[k], id)
+		if err != nil {
+			return err
+		}
+		if !image.Layers[k].IsZero() && !lacks && !p.again[id] {
 			p.stats.Present++
 			p.o.Progress.Layers.Add(1)
 			continue
@@ -305,7 +314,9 @@ func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Diges
 	var done split
 	var err error
 	if isArchive {
-		done, err = s.layer(ctx, in, id)
+		kept := p.keeper(blob, id)
+		done, err = s.layer(ctx, kept.read(in), id)
+		err = kept.end(&done, err)
 	} else {
 		done, err = p.artifact(in, blob)
 	}
@@ -383,6 +394,10 @@ func (p *pull) write(image *Image) error {
 			refs = append(refs, splitstream.NamedRef{Name: string(l.Digest), Stream: image.Layers[k]})
 		}
 	}
+	for d, at := range p.kept {
+		image.Blobs[d] = at
+	}
+	refs = append(refs, image.blobRefs()...)
 	manifest, err := writeExternal(p.i, ManifestContent, image.ManifestJSON, refs)
 	if err != nil {
 		return err

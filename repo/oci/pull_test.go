@@ -24,7 +24,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/oci"
 )
 
-// TestMain is also the program that is killed: it pulls a layout.
+// TestMain is also the program that is killed: it pulls a layout, or pushes to one.
 func TestMain(m *testing.M) {
 	path := os.Getenv("TEST_PULL_REPO")
 	if path == "" {
@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 		r, err := repo.Open(path, repo.Options{})
 		if err != nil {
 			return err
+		}
+		if dir := os.Getenv("TEST_PUSH_LAYOUT"); dir != "" {
+			return push(r, os.Getenv("TEST_PUSH_TAG"), dir)
 		}
 		l, err := oci.OpenLayout(os.Getenv("TEST_PULL_LAYOUT"), "")
 		if err != nil {

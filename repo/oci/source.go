@@ -24,6 +24,14 @@ type Source interface {
 // ErrPermanent tells that a source will not give another answer when it is asked again: there is no such blob, or no permission.
 var ErrPermanent = errors.New("trying again does not help")
 
+// Permanent marks an error with ErrPermanent, and leaves its text as it is.
+func Permanent(err error) error { return permanent{err} }
+
+type permanent struct{ error }
+
+func (p permanent) Is(target error) bool { return target == ErrPermanent }
+func (p permanent) Unwrap() error        { return p.error }
+
 // Retry says how often a blob is opened again after a failure. The zero value gives up at once.
 type Retry struct {
 	Attempts int           // in sequence without a single byte
