@@ -392,7 +392,7 @@ func (r *Repo) live(ctx context.Context, o GCOptions, p *GCPlan) (liveSet, error
 			return live, err
 		}
 	}
-	done := map[string]bool{}
+	done, unnamed := map[string]bool{}, map[fsverity.Digest]bool{}
 	for len(start) > 0 {
 		name := start[len(start)-1]
 		start = start[:len(start)-1]
@@ -417,10 +417,25 @@ func (r *Repo) live(ctx context.Context, o GCOptions, p *GCPlan) (liveSet, error
 		for _, o := range objects {
 			live.objects[o] = true
 		}
-		for _, s := range streams { // or images
+		for len(streams) > 0 { // or images
+			s := streams[0]
+			streams = streams[1:]
 			live.objects[s] = true
 			if name, ok := byObject[s]; ok {
 				start = append(start, name)
+				continue
+			}
+			// The name of a stream may lead to a newer one by now: an OCI config that has got another image. What can be no stream leads
+			// nowhere.
+			if unnamed[s] {
+				continue
+			}
+			unnamed[s] = true
+			if objects, more, err := r.references("", s); err == nil {
+				streams = append(streams, more...)
+				for _, o := range objects {
+					live.objects[o] = true
+				}
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -133,6 +134,14 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 		image = known // with the composefs images that were made of it
 	} else if !lost(err) {
 		return nil, err
+	}
+	// Other images have the same config, perhaps: its name leads to one stream alone, which must lead to all that was made of it.
+	if c, err := OpenConfig(p.r, image.ConfigDigest()); err == nil {
+		for _, l := range c.Linked {
+			if _, ok := image.Find(l.Bootable, l.Format, l.Xattrs); !ok {
+				image.link(l)
+			}
+		}
 	}
 	if err := p.layers(ctx, image); err != nil {
 		return nil, err
@@ -383,26 +392,19 @@ func (p *pull) write(image *Image) error {
 	for _, l := range image.Linked {
 		linked = append(linked, splitstream.NamedRef{Name: l.key(), Stream: l.Digest})
 	}
-	config, err := writeExternal(p.i, ConfigContent, image.ConfigJSON, append(slices.Clone(layers), linked...))
+	config, err := writeExternal(p.i, ConfigContent, image.ConfigJSON, append(layers, linked...))
 	if err != nil {
 		return err
-	}
-	refs := append([]splitstream.NamedRef{{Name: "config:" + string(image.ConfigDigest()), Stream: config}}, layers...)
-	if image.Manifest.Config.MediaType == typeDocker {
-		// composefs-rs takes images in Docker's format for artifacts, whose layers it looks up by the digests of the blobs.
-		for k, l := range image.Manifest.Layers {
-			refs = append(refs, splitstream.NamedRef{Name: string(l.Digest), Stream: image.Layers[k]})
-		}
 	}
 	for d, at := range p.kept {
 		image.Blobs[d] = at
 	}
-	refs = append(refs, image.blobRefs()...)
-	manifest, err := writeExternal(p.i, ManifestContent, image.ManifestJSON, refs)
-	if err != nil {
+	image.config = config
+	if image.manifest, err = writeExternal(p.i, ManifestContent, image.ManifestJSON, image.manifestRefs()); err != nil {
 		return err
 	}
-	image.config, image.manifest = config, manifest
+	named, err := p.r.StreamObject(configStream + string(image.ConfigDigest()))
+	moved := err == nil && named != config
 	var tags []string
 	if p.o.Tag != "" {
 		tags = append(tags, tagRef(p.o.Tag))
@@ -413,8 +415,57 @@ func (p *pull) write(image *Image) error {
 	if err := p.i.NameStream(configStream+string(image.ConfigDigest()), config); err != nil {
 		return err
 	}
-	if err := p.i.NameStream(manifestStream+string(image.Digest), manifest, tags...); err != nil {
+	if moved {
+		if err := p.leadHere(image); err != nil {
+			return err
+		}
+	}
+	if err := p.i.NameStream(manifestStream+string(image.Digest), image.manifest, tags...); err != nil {
 		return err
 	}
 	return p.i.Commit()
+}
+
+// manifestRefs returns what the stream of the manifest leads to.
+func (i *Image) manifestRefs() []splitstream.NamedRef {
+	refs := []splitstream.NamedRef{{Name: "config:" + string(i.ConfigDigest()), Stream: i.config}}
+	for k, id := range i.layerIDs() {
+		refs = append(refs, splitstream.NamedRef{Name: string(id), Stream: i.Layers[k]})
+	}
+	if i.Manifest.Config.MediaType == typeDocker {
+		// composefs-rs takes images in Docker's format for artifacts, whose layers it looks up by the digests of the blobs.
+		for k, l := range i.Manifest.Layers {
+			refs = append(refs, splitstream.NamedRef{Name: string(l.Digest), Stream: i.Layers[k]})
+		}
+	}
+	return append(refs, i.blobRefs()...)
+}
+
+// leadHere makes other manifests with the same config lead to its new stream. Garbage collection of composefs-rs goes from name to name,
+// and the config has one name.
+func (p *pull) leadHere(image *Image) error {
+	names, err := p.r.Streams()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		digest, ok := strings.CutPrefix(name, manifestStream)
+		d, err := ParseDigest(digest)
+		if !ok || err != nil || d == image.Digest {
+			continue
+		}
+		other, err := open(p.r, d)
+		if err != nil || other.ConfigDigest() != image.ConfigDigest() {
+			continue // one that is not sound is for Repair
+		}
+		other.config = image.config
+		stream, err := writeExternal(p.i, ManifestContent, other.ManifestJSON, other.manifestRefs())
+		if err == nil {
+			err = p.i.NameStream(name, stream)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -247,6 +247,48 @@ func TestPushReferrers(t *testing.T) {
 	}
 }
 
+// An image that was given away with another manifest and comes back has the same config: none takes away what was made of the other,
+// whichever is pulled last, with the image to boot or without it, and whichever goes.
+func TestTwoManifestsOfOneConfig(t *testing.T) {
+	for _, bootable := range []bool{true, false} {
+		for _, goes := range []string{"one", "two"} {
+			r := newRepo(t, fsverity.SHA256, erofs.V1)
+			o := []oci.PullOptions{{Tag: "one"}, {Tag: "two"}}
+			if bootable {
+				o[0].Transform = boot.Transform
+			} else {
+				o[1].Transform = boot.Transform
+			}
+			one, err := oci.Pull(ctx, r, goldenLayout(t), o[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(t.TempDir(), "layout")
+			if _, err := pushTo(t, r, one.Image, dir, oci.PushOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			two, err := oci.Pull(ctx, r, openLayout(t, dir), o[1])
+			if err != nil || two.Image.Digest == one.Image.Digest || two.Image.ConfigDigest() != one.Image.ConfigDigest() || len(two.Image.Linked) != 2 {
+				t.Fatalf("%+v, %v", two.Image, err)
+			}
+			for _, name := range []string{"", goes} {
+				if name != "" {
+					if err := oci.Untag(ctx, r, name, repo.LockOptions{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if _, err := r.GC(ctx, repo.GCOptions{}); err != nil {
+					t.Fatal(err)
+				}
+				if report, err := oci.Fsck(ctx, r, oci.FsckOptions{}); err != nil || len(report.Findings) > 0 {
+					t.Errorf("bootable first: %v, without %q: %v, %v", bootable, name, report.Findings, err)
+				}
+				mustBeClean(t, r)
+			}
+		}
+	}
+}
+
 func TestCreateLayout(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "file"), nil, 0o644); err != nil {

@@ -18,14 +18,13 @@ type RepairOptions struct {
 	Image string // only the one with this tag, if it is not ""
 	// Transform makes images to boot again, see PullOptions. They cannot be made again without it.
 	Transform func(*fstree.Tree, fstree.Open) error
-	DryRun    bool
 	Limits    Limits
 	Retry     Retry
 	Progress  *Progress
 	Lock      repo.LockOptions
 }
 
-// RepairReport is what was wrong, and what is wrong now; both are the same if nothing was done.
+// RepairReport is what was wrong, and what is wrong now.
 type RepairReport struct {
 	Before, After FsckReport
 	Failed        map[string]error // by tag: why an image could not be healed
@@ -64,10 +63,6 @@ func Repair(ctx context.Context, r *repo.Repo, source Source, o RepairOptions) (
 	var err error
 	if report.Before, err = check(); err != nil {
 		return report, err
-	}
-	report.After = report.Before
-	if o.DryRun {
-		return report, nil
 	}
 	if o.Progress == nil {
 		o.Progress = &Progress{}

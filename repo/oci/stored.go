@@ -143,3 +143,53 @@ func (s *Stored) sound(d Descriptor, offset int64, usable func(id Digest, stream
 	}
 	return io.NopCloser(bytes.NewReader(content[min(offset, int64(len(content))):])), int64(len(content)), nil
 }
+
+// ShareObjects brings the objects of an image's layers from one repository into another of the same algorithm, where they share the data
+// on disk if the file system can do that. A pull from the repository, see NewStored, then writes none of them again.
+func (i *Image) ShareObjects(ctx context.Context, from, to *repo.Repo, l repo.LockOptions) error {
+	if from.Algorithm() != to.Algorithm() {
+		return fmt.Errorf("%s has digests of %v, %s of %v: they have no objects in common", from.Path(), from.Algorithm(), to.Path(), to.Algorithm())
+	}
+	in, err := to.Begin(ctx, l)
+	if err != nil {
+		return err
+	}
+	defer in.Abort()
+	for k := range i.Layers {
+		s, err := from.OpenStream(i.Layers[k], i.layerContent())
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", i.layerIDs()[k], err)
+		}
+		objects := s.Objects
+		s.Close()
+		for _, d := range objects {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := share(from, in, d); err != nil {
+				return fmt.Errorf("layer %s: %w", i.layerIDs()[k], err)
+			}
+		}
+	}
+	return in.Commit()
+}
+
+func share(from *repo.Repo, in *repo.Import, d fsverity.Digest) error {
+	if have, err := in.Has(d); have || err != nil {
+		return err
+	}
+	f, err := from.OpenObject(d)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	got, err := in.Put(f, info.Size())
+	if err == nil && got != d {
+		err = fmt.Errorf("object %v: %w", d, repo.ErrCorrupt)
+	}
+	return err
+}
