@@ -34,7 +34,7 @@ interop: setup
 
 FUZZTIME ?= 60s
 fuzz:
-	for p in repo/dumpfile repo/erofs repo/splitstream repo/oci boot/karg boot/setuproot boot/pid1 boot/initrd bls uki; do \
+	for p in repo/dumpfile repo/erofs repo/splitstream repo/oci boot/karg boot/setuproot boot/pid1 boot/initrd bls uki uki/secureboot; do \
 		for f in $$(go test -list '^Fuzz' ./$$p | grep ^Fuzz); do \
 			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x ./$$p || exit 1; \
 		done; \

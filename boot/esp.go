@@ -9,7 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"strings"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -27,10 +27,13 @@ const (
 	Kept  Fate = "kept"  // what is there is somebody else's, or newer, and stays
 )
 
-// ESPFile is a planned file and what becomes of it.
+// ESPFile is a planned file and what becomes of it. If the same boot entry is there already, Path is its name, unless it is
+// written.
 type ESPFile struct {
 	Place
 	Fate Fate
+	// Replaces are other names of the same boot entry, with other counters. They go when it is there.
+	Replaces []string
 }
 
 // ESPPlan is what an install does to a mounted ESP. Without a directory, it does nothing.
@@ -38,10 +41,21 @@ type ESPPlan struct {
 	Dir        string
 	Files      []ESPFile // in the order in which they are written
 	Need, Free int64     // bytes, as FAT counts them
+	// First is the boot entry of another system, or of another version, that the menu will have before those of the plan, and
+	// that is booted if nobody chooses; "" if there is none.
+	First string
 }
 
-// entries is the directory of the files that make systems appear in the boot menu.
-const entries = "loader/entries/"
+// entry takes the name of a file apart that makes a system appear in the boot menu. The boot loader renames such files when
+// it counts boots.
+func (f Place) entry() (n bls.Name, ok bool) {
+	dir, file := path.Split(f.Path)
+	if dir != "loader/entries/" && dir != unifiedDir {
+		return n, false
+	}
+	n, err := bls.ParseName(file)
+	return n, err == nil
+}
 
 // PlanESP looks at a mounted ESP and decides what becomes of the plan's files there. It is an error if what is to be written
 // does not fit. A file that is replaced needs its space a second time: both are there for a moment.
@@ -53,15 +67,18 @@ func (p Plan) PlanESP(dir string) (ESPPlan, error) {
 	}
 	defer root.Close()
 	var files []disk.File
-	for _, f := range p.ESP {
-		fate, err := f.fate(root)
+	for _, place := range p.ESP {
+		f, err := place.look(root)
 		if err != nil {
-			return e, fmt.Errorf("%s: %w", path.Join(dir, f.Path), err)
+			return e, fmt.Errorf("%s: %w", path.Join(dir, place.Path), err)
 		}
-		if fate == Write {
+		if f.Fate == Write {
 			files = append(files, disk.File{Path: f.Path, Size: f.Size, Open: f.Open})
 		}
-		e.Files = append(e.Files, ESPFile{f, fate})
+		e.Files = append(e.Files, f)
+	}
+	if e.First, err = e.first(root); err != nil {
+		return e, fmt.Errorf("%s: %w", dir, err)
 	}
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
@@ -78,6 +95,39 @@ func (p Plan) PlanESP(dir string) (ESPPlan, error) {
 			dir, e.Need, e.Free)
 	}
 	return e, nil
+}
+
+// look decides what becomes of a file, and of the names that a boot entry has there already.
+func (f Place) look(root *os.Root) (ESPFile, error) {
+	entry, ok := f.entry()
+	if !ok {
+		fate, err := f.fate(root)
+		return ESPFile{Place: f, Fate: fate}, err
+	}
+	files, err := fs.ReadDir(root.FS(), path.Dir(f.Path))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return ESPFile{}, err
+	}
+	file := ESPFile{Place: f, Fate: Write}
+	for _, e := range files {
+		name, err := bls.ParseName(e.Name())
+		if err != nil || name.ID != entry.ID || name.Ext != entry.Ext {
+			continue
+		}
+		there := f
+		there.Path = path.Join(path.Dir(f.Path), e.Name())
+		fate, err := there.fate(root)
+		if err != nil {
+			return file, err
+		}
+		// One that has been found bad gets its tries anew.
+		if fate == Same && file.Fate != Same && !name.Bad() {
+			file.Place, file.Fate = there, Same
+		}
+		file.Replaces = append(file.Replaces, there.Path)
+	}
+	file.Replaces = slices.DeleteFunc(file.Replaces, func(name string) bool { return name == file.Path })
+	return file, nil
 }
 
 // fate looks at what is there under the file's name.
@@ -189,13 +239,23 @@ func (e ESPPlan) Execute() error {
 		if f.Fate != Write {
 			continue
 		}
-		if strings.HasPrefix(f.Path, entries) {
+		if _, ok := f.entry(); ok {
 			if err := syncAll(root); err != nil {
 				return fmt.Errorf("%s: %w", e.Dir, err)
 			}
 		}
 		if err := writeFile(root, f.Place); err != nil {
 			return fmt.Errorf("%s: %w", path.Join(e.Dir, f.Path), err)
+		}
+	}
+	if err := syncAll(root); err != nil {
+		return fmt.Errorf("%s: %w", e.Dir, err)
+	}
+	for _, f := range e.Files {
+		for _, name := range f.Replaces {
+			if err := root.Remove(name); err != nil {
+				return fmt.Errorf("%s: %w", path.Join(e.Dir, name), err)
+			}
 		}
 	}
 	return syncAll(root)

@@ -1,7 +1,6 @@
 package boot
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/uki"
 )
 
 // System is an operating system that is ready to be installed: its image is made, and its files can be opened.
@@ -39,6 +39,20 @@ type Deployment struct {
 	Insecure bool
 	// Arch is the architecture as Go names it.
 	Arch string
+
+	// Unified makes a unified kernel image, for a system that brings none; nil makes a type 1 entry.
+	Unified *Unified
+	// Tries is how often the firmware may start a unified kernel image before it counts as bad, unless the system says that it
+	// is good; 0 means that nobody counts.
+	Tries uint
+	// Addons are put beside unified kernel images.
+	Addons []Addon
+	// Sign signs what is made, for Secure Boot; nil leaves it unsigned.
+	Sign *Signing
+	// Enroll is keys for the firmware, which have to trust what is installed; nil for none.
+	Enroll *Enrollment
+	// Scratch keeps what goes to the ESP. It is needed as long as the plan.
+	Scratch *Scratch
 }
 
 // Place is a file of an install: where it goes, how large it is, what is in it.
@@ -80,26 +94,27 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 		version = 2
 	}
 	hexDigest := s.Digest.String()
-	image := karg.Make(s.Digest, version, d.Insecure).String()
-	line := strings.Join(append([]string{image, d.RootArgument, "rw"}, d.Arguments...), " ")
-	if c, err := karg.Parse(line); err != nil || c.Images[0].String() != image {
+	image := karg.Make(s.Digest, version, d.Insecure)
+	line := d.line(image)
+	if c, err := karg.Parse(line); err != nil || c.Images[0] != image {
 		return Plan{}, fmt.Errorf("kernel arguments %q: they would change which image is booted", d.Arguments)
 	}
 	p := Plan{Digest: s.Digest, Karg: line, State: "state/deploy/" + hexDigest}
-	loader, err := loaderFiles(s, d.Arch)
+	loader, err := loaderFiles(s, d)
 	if err != nil {
 		return p, err
 	}
 	p.ESP = loader
-	kind, sum, err := p.bootFiles(s)
+	// How it is booted, in bootc's words.
+	kind, add := "bls", func() (string, error) { return p.entryFiles(s, d) }
+	if d.Unified != nil || slices.ContainsFunc(s.Resources, func(r Resource) bool { return r.Kind == KindUKI }) {
+		kind, add = "uki", func() (string, error) { return p.unifiedFiles(s, d, image) }
+	} else if len(d.Addons) > 0 {
+		return p, errors.New("an addon belongs to a unified kernel image, and the tree has none: make one with --uki")
+	}
+	sum, err := add()
 	if err != nil {
 		return p, err
-	}
-	if kind == "uki" {
-		if len(d.Arguments) > 0 || d.Insecure {
-			return p, errors.New("the unified kernel image in the tree has its own command line: no argument can be added to it")
-		}
-		p.Karg = ""
 	}
 	origin := fmt.Sprintf("[boot]\nboot_type=%s\ndigest=%s\n", kind, sum)
 	p.Files = []Place{text(p.State+"/"+hexDigest+".origin", origin)}
@@ -112,59 +127,68 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	return p, nil
 }
 
+// line is the kernel command line. The native initramfs follows init= in front of the image alone, where nobody can have
+// appended it.
+func (d Deployment) line(image karg.Image) string {
+	var before, after []string
+	for _, a := range d.Arguments {
+		if strings.HasPrefix(a, "init=") {
+			before = append(before, a)
+		} else {
+			after = append(after, a)
+		}
+	}
+	return strings.Join(slices.Concat(before, []string{image.String(), d.RootArgument, "rw"}, after), " ")
+}
+
 func text(name, content string) Place {
 	return Place{Path: name, Size: int64(len(content)),
 		Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil }}
 }
 
-func (s System) place(name string, f File) Place {
-	return Place{Path: name, Size: int64(f.Inode.Size()), Open: func() (io.ReadCloser, error) {
-		if inline, ok := f.Inode.Content.(fstree.Inline); ok {
-			return io.NopCloser(bytes.NewReader(inline)), nil
-		}
-		return s.Open(f.Path, f.Inode)
-	}}
-}
-
 // loaderFiles are systemd-boot, from the tree, and its configuration.
-func loaderFiles(s System, arch string) ([]Place, error) {
-	names, ok := efiNames[arch]
+func loaderFiles(s System, d Deployment) ([]Place, error) {
+	names, ok := efiNames[d.Arch]
 	if !ok {
-		return nil, fmt.Errorf("architecture %s: no boot loader is known for it", arch)
+		return nil, fmt.Errorf("architecture %s: no boot loader is known for it", d.Arch)
 	}
-	dir := "/usr/lib/systemd/boot/efi/"
+	const dir = "/usr/lib/systemd/boot/efi/"
 	loader := regular(s.Tree, dir+names[0]+".signed")
-	if loader == nil {
-		loader = regular(s.Tree, dir+names[0])
+	if loader == nil || d.Sign != nil {
+		if unsigned := regular(s.Tree, dir+names[0]); unsigned != nil {
+			loader = unsigned
+		}
 	}
 	if loader == nil {
 		return nil, fmt.Errorf("no boot loader in the tree: add %s%s (Debian: systemd-boot-efi)", dir[1:], names[0])
 	}
-	list := []Place{
-		s.place("EFI/BOOT/"+names[1], *loader),
-		s.place("EFI/systemd/"+names[0], *loader),
-		text("loader/loader.conf", "timeout 3\nconsole-mode keep\neditor no\n"),
+	config := "timeout 3\nconsole-mode keep\neditor no\n"
+	if d.Enroll != nil {
+		config += "secure-boot-enroll if-safe\n" // by itself in virtual machines only: some hardware does not survive it
 	}
+	c, err := d.Scratch.content(s, *loader)
+	if err == nil && d.Sign != nil {
+		c, err = d.Sign.sign(c, d.Scratch)
+	}
+	if err == nil {
+		err = d.verify(c)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", loader.Path, err)
+	}
+	list := []Place{contentPlace("EFI/BOOT/"+names[1], c), contentPlace("EFI/systemd/"+names[0], c), text("loader/loader.conf", config)}
 	for k := range list {
 		list[k].Loader = true
+	}
+	if d.Enroll != nil {
+		list = append(list, d.Enroll.files...)
 	}
 	return list, nil
 }
 
-// bootFiles adds the kernel and the entry of the system. It returns how it is booted, in bootc's words, and the SHA-256 of
-// what is.
-func (p *Plan) bootFiles(s System) (kind, sum string, err error) {
-	for _, r := range slices.Backward(s.Resources) {
-		if r.Kind == KindUKI {
-			h := sha256.New()
-			if err := s.hash(h, r.Kernel); err != nil {
-				return "", "", err
-			}
-			// Not under its name in the tree, which another version's may have as well.
-			p.ESP = append(p.ESP, s.place("EFI/Linux/composefs-"+p.Digest.String()[:32]+".efi", r.Kernel))
-			return "uki", hex.EncodeToString(h.Sum(nil)), nil
-		}
-	}
+// entryFiles adds the kernel, its initramfs and the type 1 entry that names them. It returns the SHA-256 of kernel and
+// initramfs.
+func (p *Plan) entryFiles(s System, d Deployment) (sum string, err error) {
 	var best *Resource
 	for k := range s.Resources {
 		if r := &s.Resources[k]; len(r.Initrds) > 0 {
@@ -172,13 +196,22 @@ func (p *Plan) bootFiles(s System) (kind, sum string, err error) {
 		}
 	}
 	if best == nil {
-		return "", "", errNoKernel
+		return "", errNoKernel
 	}
 	h := sha256.New()
+	var contents []uki.Content
 	for _, f := range append([]File{best.Kernel}, best.Initrds...) {
-		if err := s.hash(h, f); err != nil {
-			return "", "", err
+		c, err := d.Scratch.content(s, f)
+		if err == nil {
+			_, err = io.Copy(h, c.Reader())
 		}
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", f.Path, err)
+		}
+		contents = append(contents, c)
+	}
+	if err := d.verify(contents[0]); err != nil {
+		return "", fmt.Errorf("%s: %w: or make a unified kernel image with --uki", best.Kernel.Path, err)
 	}
 	sum = hex.EncodeToString(h.Sum(nil))
 	// Deployments with the same kernel share its files, as with bootc.
@@ -195,33 +228,23 @@ func (p *Plan) bootFiles(s System) (kind, sum string, err error) {
 	}
 	set("sort-key", s.Release.ID)
 	set("linux", "/"+dir+"/vmlinuz")
-	p.ESP = append(p.ESP, s.place(dir+"/vmlinuz", best.Kernel))
+	p.ESP = append(p.ESP, contentPlace(dir+"/vmlinuz", contents[0]))
 	var initrds []string
-	for k, f := range best.Initrds {
+	for k, c := range contents[1:] {
 		name := dir + "/initrd"
 		if k > 0 {
 			name = fmt.Sprintf("%s%d", name, k+1)
 		}
 		initrds = append(initrds, "/"+name)
-		p.ESP = append(p.ESP, s.place(name, f))
+		p.ESP = append(p.ESP, contentPlace(name, c))
 	}
 	set("initrd", initrds...)
 	set("options", p.Karg)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	p.ESP = append(p.ESP, text("loader/entries/composefs-"+p.Digest.String()[:32]+".conf", string(entry.Bytes())))
-	return "bls", sum, nil
-}
-
-func (s System) hash(h io.Writer, f File) error {
-	r, err := s.place("", f).Open()
-	if err != nil {
-		return fmt.Errorf("%s: %w", f.Path, err)
-	}
-	defer r.Close()
-	_, err = io.Copy(h, r)
-	return err
+	return sum, nil
 }
 
 // ESPFiles returns the files of the ESP for a disk image.

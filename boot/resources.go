@@ -2,6 +2,7 @@ package boot
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
 	"path"
@@ -36,6 +37,16 @@ type Resource struct {
 	Initrds []File
 	Entry   *bls.Entry // of KindEntry
 	Name    string     // of the entry's or the image's file
+	Extra   []File     // of KindUKI: what is in NAME.efi.extra.d, such as addons
+}
+
+// ID is the name of an entry or a unified kernel image without extension and boot counter.
+func (r Resource) ID() string {
+	n, err := bls.ParseName(r.Name)
+	if err != nil {
+		return r.Name
+	}
+	return n.ID
 }
 
 // maxEntryFile limits what is read of an entry or os-release, in bytes.
@@ -58,7 +69,14 @@ func FindResources(t *fstree.Tree, open fstree.Open) ([]Resource, error) {
 	}
 	for _, e := range dirEntries(t, "/boot/EFI/Linux") {
 		if strings.HasSuffix(strings.ToLower(e.Name), ".efi") && e.Inode.Type() == fstree.TypeRegular {
-			list = append(list, Resource{Kind: KindUKI, Name: e.Name, Kernel: File{"/boot/EFI/Linux/" + e.Name, e.Inode}})
+			r := Resource{Kind: KindUKI, Name: e.Name, Kernel: File{"/boot/EFI/Linux/" + e.Name, e.Inode}}
+			extra := "/boot/EFI/Linux/" + r.ID() + ".efi.extra.d"
+			for _, e := range dirEntries(t, extra) {
+				if e.Inode.Type() == fstree.TypeRegular {
+					r.Extra = append(r.Extra, File{extra + "/" + e.Name, e.Inode})
+				}
+			}
+			list = append(list, r)
 		}
 	}
 	modules := dirEntries(t, "/usr/lib/modules")
@@ -151,6 +169,9 @@ type OSRelease struct {
 	ID         string
 	VersionID  string
 	PrettyName string
+
+	ImageVersion string
+	Text         string // the whole file
 }
 
 // ReadOSRelease reads os-release; a tree without one is "linux".
@@ -167,20 +188,23 @@ func ReadOSRelease(t *fstree.Tree, open fstree.Open) (OSRelease, error) {
 	if err != nil {
 		return os, fmt.Errorf("%s: %w", f.Path, err)
 	}
-	for lines := bufio.NewScanner(strings.NewReader(string(text))); lines.Scan(); {
+	os.Text = string(text)
+	values := parseOSRelease(os.Text)
+	os.ID = cmp.Or(values["ID"], os.ID)
+	os.PrettyName = cmp.Or(values["PRETTY_NAME"], os.PrettyName)
+	os.VersionID, os.ImageVersion = values["VERSION_ID"], values["IMAGE_VERSION"]
+	return os, nil
+}
+
+// parseOSRelease returns the values of os-release; of several with the same name the last one counts.
+func parseOSRelease(text string) map[string]string {
+	values := map[string]string{}
+	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {
 		key, value, _ := strings.Cut(strings.TrimSpace(lines.Text()), "=")
 		value = strings.Trim(value, `"'`)
-		if value == "" || strings.ContainsAny(value, "\x00\r\n") {
-			continue
-		}
-		switch key {
-		case "ID":
-			os.ID = value
-		case "VERSION_ID":
-			os.VersionID = value
-		case "PRETTY_NAME":
-			os.PrettyName = value
+		if value != "" && !strings.ContainsAny(value, "\x00\r\n") {
+			values[key] = value
 		}
 	}
-	return os, nil
+	return values
 }

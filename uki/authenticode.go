@@ -79,16 +79,21 @@ func (p *PE) checkGaps(spans []span) error {
 // Authenticode returns the digest of the file that firmware knows it by: what a signature covers, and what db and dbx may
 // list. Signatures and the checksum are not part of it.
 func (p *PE) Authenticode() (digest [sha256.Size]byte, err error) {
+	b, err := p.digest(crypto.SHA256)
+	copy(digest[:], b)
+	return digest, err
+}
+
+func (p *PE) digest(f crypto.Hash) ([]byte, error) {
 	spans, err := p.covered()
 	if err != nil {
-		return digest, err
+		return nil, err
 	}
-	h := sha256.New()
+	h := f.New()
 	if err := p.hash(h, spans); err != nil {
-		return digest, err
+		return nil, err
 	}
-	h.Sum(digest[:0])
-	return digest, nil
+	return h.Sum(nil), nil
 }
 
 func (p *PE) hash(h hash.Hash, spans []span) error {
@@ -232,6 +237,36 @@ func (s Signature) check(digest []byte) error {
 		return fmt.Errorf("not made by the key of %s: %w", s.Signer.Subject, err)
 	}
 	return nil
+}
+
+// SignatureInfo is what there is to know about a signature without knowing whom to trust.
+type SignatureInfo struct {
+	Signer  string `json:"signer"`
+	Issuer  string `json:"issuer"`
+	Serial  string `json:"serial"` // hexadecimal
+	Hash    string `json:"hash"`   // "SHA-256"
+	Problem string `json:"problem,omitempty"`
+}
+
+// ExplainSignatures lists the signatures of a file, and says which are not right; never nil without an error.
+func ExplainSignatures(p *PE) ([]SignatureInfo, error) {
+	signatures, err := p.Signatures()
+	if err != nil {
+		return nil, err
+	}
+	list := []SignatureInfo{}
+	for _, s := range signatures {
+		i := SignatureInfo{s.Signer.Subject.String(), s.Signer.Issuer.String(), s.Signer.SerialNumber.Text(16), s.Hash.String(), ""}
+		digest, err := p.digest(s.Hash)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.check(digest); err != nil {
+			i.Problem = err.Error()
+		}
+		list = append(list, i)
+	}
+	return list, nil
 }
 
 // innerDER returns the value of a DER sequence, without tag and length: that is what PKCS #7 signs.

@@ -1,6 +1,7 @@
 package uki_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -37,11 +38,60 @@ func esp(t *testing.T, files map[string]string) string {
 	return disk
 }
 
+// deviceTree is the smallest device tree (Devicetree Specification, chapter 5): a root without anything in it.
+func deviceTree() []byte {
+	var b []byte
+	for _, word := range []uint32{0xd00dfeed, 40 + 16 + 16, 40 + 16, 40 + 16 + 16, 40, 17, 16, 0, 0, 16, // header
+		0, 0, 0, 0, // no reservations
+		1, 0, 2, 9} { // begin of a node without a name, its end, end
+		b = binary.BigEndian.AppendUint32(b, word)
+	}
+	return b
+}
+
+// buildSigned builds with signed policies.
+func buildSigned(t *testing.T, s *uki.PE, parts uki.Parts, path string) []byte {
+	t.Helper()
+	m, err := parts.Image(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	behind, err := m.Behind(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	hashes, err := uki.HashSections(behind, uki.Banks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.AddPolicies(hashes, []uki.PolicyKey{{Signer: newKey(t), Phases: []string{""}}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	l, err := uki.Append(s, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := l.Write(f); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // A machine that boots what is built has in its TPM what was predicted, with addons and in another profile.
 func TestGuestMeasures(t *testing.T) {
 	kernel := vm.Kernels(t)["7.2"]
 	initrd := vm.Initrd(t, kernel, nil, `
 echo "CMDLINE $(cat /proc/cmdline)"
+echo "POLICIES $(sha256sum < /.extra/tpm2-pcr-signature.json)"
 for bank in sha1 sha256 sha384 sha512; do for pcr in 11 12; do
 	echo "VALUE $pcr:$bank=$(cat /sys/class/tpm/tpm0/pcr-$bank/$pcr | tr A-F a-f)"
 done; done
@@ -52,11 +102,11 @@ done; done
 	profile := build(t, addonStub, uki.Parts{Profile: uki.Text("ID=other\nTITLE=Other\n"), Cmdline: uki.Text("console=ttyS0 other"),
 		OSRelease: uki.Text("ID=else\n")}, filepath.Join(dir, "profile.efi"))
 	osRelease := "ID=test\nNAME=Test\nVERSION_ID=1\nPRETTY_NAME=Test\n"
-	image := build(t, linuxStub, uki.Parts{Linux: content(t, kernel.Image), Initrd: []uki.Content{content(t, initrd)},
+	image := buildSigned(t, linuxStub, uki.Parts{Linux: content(t, kernel.Image), Initrd: []uki.Content{content(t, initrd)},
 		Cmdline: uki.Text("console=ttyS0 base"), OSRelease: uki.Text(osRelease), Splash: uki.Bytes(noise(1, 333)),
 		Extra: []uki.Section{uki.NewSection(".pcrpkey", uki.Text("a key"))}, Join: []*uki.Image{read(t, profile)}}, filepath.Join(dir, "os.efi"))
 	one := build(t, addonStub, uki.Parts{Cmdline: uki.Text(" addon=1\n")}, filepath.Join(dir, "one.addon.efi"))
-	two := build(t, addonStub, uki.Parts{Cmdline: uki.Text("addon=2"), Initrd: []uki.Content{content(t, initrd), uki.Text("x")},
+	two := build(t, addonStub, uki.Parts{Cmdline: uki.Text("addon=2"), DTB: uki.Bytes(deviceTree()), Initrd: []uki.Content{content(t, initrd), uki.Text("x")},
 		Microcode: uki.Bytes(make([]byte, 1000))}, filepath.Join(dir, "two.addon.efi"))
 	addons := []*uki.Image{read(t, one), read(t, two)}
 	// The firmware's shell runs this where there is nothing else to boot.
@@ -100,6 +150,16 @@ done; done
 			for _, p := range append(all, more...) {
 				if want := fmt.Sprintf("VALUE %d:%s=%s\n", p.PCR, p.Bank, p.Value); p.Profile == c.config.Profile && !strings.Contains(console, want) {
 					t.Errorf("the TPM has not %s", want)
+				}
+			}
+			// The initramfs has the policies of this profile.
+			sections, err := read(t, image).Profile(c.config.Profile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range sections {
+				if sum, err := s.SHA256(); s.Name == ".pcrsig" && (err != nil || !strings.Contains(console, "POLICIES "+sum)) {
+					t.Errorf("policies in the guest: want SHA-256 %s, %v", sum, err)
 				}
 			}
 			if t.Failed() {

@@ -74,7 +74,7 @@ type Image struct {
 // Limits of what is read and built.
 const (
 	maxSections = 4096    // in a PE file; the stub knows 256 profiles
-	maxText     = 1 << 20 // bytes of a section that is read as text
+	maxText     = 1 << 24 // bytes of a section that is read as text
 )
 
 // measured are the sections that the stub measures into PCR 11, in its order, which is not that of the file.

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -54,6 +55,9 @@ var Phases = []string{
 	"enter-initrd:leave-initrd:sysinit:ready",
 }
 
+// PhasesWithoutInitrd are those of a boot whose initramfs does not tell the TPM how far it is, as one without systemd.
+var PhasesWithoutInitrd = []string{"", "sysinit", "sysinit:ready"}
+
 // PCRs that the stub extends: with the sections, and with what changes from boot to boot.
 const (
 	PCRKernel = 11
@@ -79,16 +83,62 @@ const slack = 16 << 20
 // each measured section that is not empty, in the stub's order, the hash of its name with a NUL and then the hash of its
 // content in memory, with zeros up to its virtual size; then the hash of each word of the phase. It is what systemd-measure(1)
 // calculates. The stub measures an .efifw, too, if the hardware takes it: the prediction is for hardware that takes none.
+//
+// The image has the stub's own sections in it, too, as Read returns it; Behind adds them to one that is not built yet.
 func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
-	digests, err := digestAll(m, banks)
+	h, err := HashSections(m, banks)
 	if err != nil {
 		return nil, err
 	}
+	return h.Predict(phases), nil
+}
+
+// Behind returns the image with those sections of the stub that the stub measures: that of the file which Append lays out.
+func (m *Image) Behind(stub *PE) (*Image, error) {
+	behind := &Image{Profiles: slices.Clone(m.Profiles)}
+	if len(behind.Profiles) == 0 {
+		behind.Profiles = [][]Section{nil}
+	}
+	var own []Section
+	for k, h := range stub.Sections {
+		if h.Name == ".profile" {
+			return nil, errors.New("the stub has profiles: what comes behind it cannot be measured")
+		}
+		replaced := slices.ContainsFunc(behind.Profiles[0], func(s Section) bool { return s.Name == h.Name })
+		if slices.Contains(measured, h.Name) && (!replaced || slices.Contains(variants, h.Name)) {
+			own = append(own, stub.section(k))
+		}
+	}
+	behind.Profiles[0] = append(own, behind.Profiles[0]...)
+	return behind, nil
+}
+
+// Hashes are those of an image's sections, from which its PCR 11 is predicted without reading them again.
+type Hashes struct {
+	image   *Image
+	banks   []Bank
+	digests map[digestKey][]byte
+}
+
+// HashSections hashes the sections that are measured, for each bank.
+func HashSections(m *Image, banks []Bank) (*Hashes, error) {
+	// A copy, for the image may get more sections before something is predicted.
+	same := &Image{slices.Clone(m.Profiles)}
+	digests, err := digestAll(same, banks)
+	if err != nil {
+		return nil, err
+	}
+	return &Hashes{same, banks, digests}, nil
+}
+
+// Predict returns what Measure does.
+func (h *Hashes) Predict(phases []string) []Prediction {
+	m := h.image
 	var all []Prediction
 	for n := range m.Bootable() {
 		sections, err := m.Profile(n)
 		if err != nil {
-			return nil, err
+			continue // there is one
 		}
 		dtbs := slices.DeleteFunc(slices.Clone(sections), func(s *Section) bool { return s.Name != ".dtbauto" })
 		for d := range max(1, len(dtbs)) {
@@ -96,7 +146,7 @@ func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
 			if len(dtbs) > 0 {
 				p.DTB = d + 1
 			}
-			for _, bank := range banks {
+			for _, bank := range h.banks {
 				pcr := make([]byte, bank.hash().Size())
 				for _, name := range measured {
 					s := find(sections, name)
@@ -107,7 +157,7 @@ func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
 						continue
 					}
 					pcr = bank.extend(pcr, bank.sum([]byte(name+"\x00")))
-					pcr = bank.extend(pcr, digests[digestKey{s, bank}])
+					pcr = bank.extend(pcr, h.digests[digestKey{s, bank}])
 				}
 				for _, phase := range phases {
 					p.Bank, p.Phase = bank, phase
@@ -117,7 +167,7 @@ func Measure(m *Image, banks []Bank, phases []string) ([]Prediction, error) {
 			}
 		}
 	}
-	return all, nil
+	return all
 }
 
 func extendPhase(bank Bank, pcr []byte, phase string) []byte {
@@ -134,48 +184,56 @@ type digestKey struct {
 	bank    Bank
 }
 
-// digestAll hashes the measured sections of all profiles, each once for each bank, the banks side by side.
+// digestAll hashes the measured sections of all profiles for each bank.
 func digestAll(m *Image, banks []Bank) (map[digestKey][]byte, error) {
-	for _, bank := range banks {
-		if bank.hash() == nil {
-			return nil, fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", bank)
+	if err := checkBanks(banks); err != nil {
+		return nil, err
+	}
+	digests := map[digestKey][]byte{}
+	buffers := newBuffers()
+	for _, s := range m.Sections() {
+		if !slices.Contains(measured, s.Name) || s.Name == ".efifw" {
+			continue
+		}
+		list, err := s.digests(banks, buffers)
+		if err != nil {
+			return nil, fmt.Errorf("section %s: %w", s.Name, err)
+		}
+		for k, bank := range banks {
+			digests[digestKey{s, bank}] = list[k]
 		}
 	}
-	var lock sync.Mutex
-	var wait sync.WaitGroup
-	var first error
-	digests := map[digestKey][]byte{}
-	for _, bank := range banks {
-		wait.Go(func() {
-			buffer := make([]byte, 1<<18)
-			for _, s := range m.Sections() {
-				if !slices.Contains(measured, s.Name) || s.Name == ".efifw" {
-					continue
-				}
-				d, err := s.digest(bank.hash(), buffer)
-				lock.Lock()
-				if err != nil && first == nil {
-					first = fmt.Errorf("section %s: %w", s.Name, err)
-				}
-				digests[digestKey{s, bank}] = d
-				lock.Unlock()
-				if err != nil {
-					return
-				}
-			}
-		})
-	}
-	wait.Wait()
-	return digests, first
+	return digests, nil
 }
 
-// digest hashes what the section is in memory.
-func (s *Section) digest(h hash.Hash, buffer []byte) ([]byte, error) {
+func checkBanks(banks []Bank) error {
+	for _, bank := range banks {
+		if bank.hash() == nil {
+			return fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", bank)
+		}
+	}
+	return nil
+}
+
+// buffers take turns: one is read into while the other is hashed.
+type buffers [2][]byte
+
+func newBuffers() *buffers { return &buffers{make([]byte, 1<<20), make([]byte, 1<<20)} }
+
+// digests hashes what the section is in memory: it is read once, and the banks are side by side.
+func (s *Section) digests(banks []Bank, buffers *buffers) ([][]byte, error) {
 	if s.Virtual > s.Size+slack {
 		return nil, fmt.Errorf("%d bytes in memory and %d in the file: that is no content", s.Virtual, s.Size)
 	}
-	for at := int64(0); at < s.Virtual; {
-		b := buffer[:min(int64(len(buffer)), s.Virtual-at)]
+	var hashes []hash.Hash
+	for _, bank := range banks {
+		hashes = append(hashes, bank.hash())
+	}
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	for at, turn := int64(0), 0; at < s.Virtual; turn = 1 - turn {
+		b := buffers[turn]
+		b = b[:min(int64(len(b)), s.Virtual-at)]
 		data := b[:max(0, min(int64(len(b)), s.Size-at))]
 		if len(data) > 0 {
 			if n, err := s.ReadAt(data, at); n < len(data) {
@@ -183,10 +241,18 @@ func (s *Section) digest(h hash.Hash, buffer []byte) ([]byte, error) {
 			}
 		}
 		clear(b[len(data):])
-		h.Write(b)
+		busy.Wait()
+		for _, h := range hashes {
+			busy.Go(func() { h.Write(b) })
+		}
 		at += int64(len(b))
 	}
-	return h.Sum(nil), nil
+	busy.Wait()
+	var list [][]byte
+	for _, h := range hashes {
+		list = append(list, h.Sum(nil))
+	}
+	return list, nil
 }
 
 // Config is what the stub is started with besides the UKI.
@@ -228,10 +294,19 @@ func MeasureConfig(c Config, banks []Bank) ([]Prediction, error) {
 		}
 	}
 	var all []Prediction
-	for _, bank := range banks {
-		if bank.hash() == nil {
-			return nil, fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", bank)
+	if err := checkBanks(banks); err != nil {
+		return nil, err
+	}
+	var parts [][][]byte // for each part that is a section, by bank
+	buffers := newBuffers()
+	for _, s := range slices.Concat(dtbs, microcode, initrds) {
+		list, err := s.digests(banks, buffers)
+		if err != nil {
+			return nil, fmt.Errorf("section %s of an addon: %w", s.Name, err)
 		}
+		parts = append(parts, list)
+	}
+	for k, bank := range banks {
 		pcr := make([]byte, bank.hash().Size())
 		text := func(s string) {
 			if s != "" {
@@ -243,13 +318,8 @@ func MeasureConfig(c Config, banks []Bank) ([]Prediction, error) {
 		}
 		text(cleanCmdline(c.Cmdline))
 		text(cleanCmdline(strings.Join(cmdlines, " ")))
-		buffer := make([]byte, 1<<18)
-		for _, s := range slices.Concat(dtbs, microcode, initrds) {
-			d, err := s.digest(bank.hash(), buffer)
-			if err != nil {
-				return nil, fmt.Errorf("section %s of an addon: %w", s.Name, err)
-			}
-			pcr = bank.extend(pcr, d)
+		for _, digests := range parts {
+			pcr = bank.extend(pcr, digests[k])
 		}
 		all = append(all, Prediction{Profile: c.Profile, Bank: bank, PCR: PCRConfig, Value: hex.EncodeToString(pcr)})
 	}

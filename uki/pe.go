@@ -71,7 +71,9 @@ const (
 	headerSize  = 40 // of a section
 	maxPEOffset = 1 << 16
 	maxHead     = 1 << 20
-	maxAlign    = 1 << 24
+
+	maxSectionAlign = 1 << 24
+	maxFileAlign    = 1 << 16 // as the format has it
 
 	offAlignments    = 32 // in the optional header
 	offSizeOfImage   = 56
@@ -161,9 +163,10 @@ func (p *PE) parseOptional(size int) error {
 	}
 	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
 	p.SectionAlignment, p.FileAlignment = u32(offAlignments), u32(offAlignments+4)
+	most := []uint32{maxSectionAlign, maxFileAlign}
 	for k, a := range []uint32{p.SectionAlignment, p.FileAlignment} {
-		if a == 0 || a&(a-1) != 0 || a > maxAlign {
-			return fmt.Errorf("offset %d: alignment %d: want a power of two up to %d", p.optional+offAlignments+4*k, a, maxAlign)
+		if a == 0 || a&(a-1) != 0 || a > most[k] {
+			return fmt.Errorf("offset %d: alignment %d: want a power of two up to %d", p.optional+offAlignments+4*k, a, most[k])
 		}
 	}
 	p.SizeOfImage = u32(offSizeOfImage)
@@ -259,6 +262,10 @@ func Read(file io.ReaderAt, size int64) (*Image, *PE, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	return p.image(), p, nil
+}
+
+func (p *PE) image() *Image {
 	m := &Image{Profiles: [][]Section{nil}}
 	for k, h := range p.Sections {
 		if h.Name == ".profile" {
@@ -267,5 +274,5 @@ func Read(file io.ReaderAt, size int64) (*Image, *PE, error) {
 		last := &m.Profiles[len(m.Profiles)-1]
 		*last = append(*last, p.section(k))
 	}
-	return m, p, nil
+	return m
 }

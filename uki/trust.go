@@ -2,6 +2,7 @@ package uki
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
@@ -72,16 +73,11 @@ func (p *PE) Verify(t Trust) (Signature, error) {
 
 func (p *PE) verify(s *Signature, digest [sha256.Size]byte, t Trust) error {
 	have := digest[:]
-	if size := s.Hash.Size(); size != sha256.Size {
-		spans, err := p.covered()
-		if err != nil {
+	if s.Hash != crypto.SHA256 {
+		var err error
+		if have, err = p.digest(s.Hash); err != nil {
 			return err
 		}
-		h := s.Hash.New()
-		if err := p.hash(h, spans); err != nil {
-			return err
-		}
-		have = h.Sum(nil)
 	}
 	if err := s.check(have); err != nil {
 		return fmt.Errorf("%w: %w", ErrTampered, err)

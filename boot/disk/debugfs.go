@@ -13,9 +13,9 @@ import (
 	"strings"
 )
 
-// features are those of the file system: what mke2fs sets for ext4 by default since 1.43, and verity. None of it is newer
-// than the kernels that can boot composefs. They are named in full since defaults change, and hosts change them.
-const features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super," +
+// features are those of the file system: what mke2fs sets for ext4 by default since 1.43, but for the journal, and verity. None
+// of it is newer than the kernels that can boot composefs. They are named in full since defaults change, and hosts change them.
+const features = "none,ext_attr,resize_inode,dir_index,filetype,extent,64bit,flex_bg,sparse_super," +
 	"large_file,huge_file,dir_nlink,extra_isize,metadata_csum,verity"
 
 // toolEnv is the whole environment of the tools. libext2fs takes every time from the first variable (from 1.47.1 on from
@@ -33,12 +33,16 @@ func (p *Plan) mke2fs(ctx context.Context, out *os.File) error {
 		return err
 	}
 	seed, size := p.layout.Seed, p.Root.Size
-	cmd := exec.CommandContext(ctx, tool, "-q", "-F", "-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize), "-m", "0",
-		"-O", features, "-N", fmt.Sprint(inodeCount(size, int64(len(p.nodes)))), "-J", fmt.Sprintf("size=%d", journalSize(size)>>20),
+	journal := []string{"-J", fmt.Sprintf("size=%d", journalSize(size)>>20), "-O", features + ",has_journal"}
+	if journalSize(size) == 0 {
+		journal = []string{"-O", features}
+	}
+	cmd := exec.CommandContext(ctx, tool, append(journal, "-q", "-F", "-b", strconv.Itoa(blockSize), "-I", strconv.Itoa(inodeSize),
+		"-m", "0", "-N", fmt.Sprint(inodeCount(size, int64(len(p.nodes)))),
 		"-U", ID(seed, RootFilesystem), "-L", p.layout.Root.Label,
 		"-E", fmt.Sprintf("offset=%d,hash_seed=%s,root_owner=0:0,nodiscard,lazy_itable_init=0,lazy_journal_init=0,"+
 			"assume_storage_prezeroed=1", p.Root.Offset, ID(seed, rootHashSeed)),
-		"/dev/fd/3", fmt.Sprint(size/blockSize))
+		"/dev/fd/3", fmt.Sprint(size/blockSize))...)
 	cmd.Env = p.toolEnv()
 	cmd.ExtraFiles = []*os.File{out}
 	if text, err := cmd.CombinedOutput(); err != nil {

@@ -161,7 +161,7 @@ func TestRefusedLayouts(t *testing.T) {
 		{"architecture", func(l *disk.Layout) { l.Arch = "x86_64" }, `architecture "x86_64" has no partition type: want one of 386`},
 		{"time", func(l *disk.Layout) { l.Time = time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC) }, "before 2038-01-19"},
 		{"no root directory", func(l *disk.Layout) { l.Root.Dir = "/nonexistent" }, "/nonexistent"},
-		{"disk too small", func(l *disk.Layout) { l.Size = 38 << 20 }, "does not fit"},
+		{"disk too small", func(l *disk.Layout) { l.Size = 35 << 20 }, "does not fit"},
 	} {
 		l := layout(t)
 		c.change(&l)

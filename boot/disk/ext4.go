@@ -74,12 +74,13 @@ func (p *Plan) planRoot() error {
 	}
 	slices.SortFunc(p.nodes, func(a, b *node) int { return strings.Compare(a.path, b.path) })
 
-	g := ext4GeometryOf(p.nodes, root.Free)
 	offset := p.ESP.Offset + p.ESP.Size
+	g := ext4GeometryOf(p.nodes, root.Free, align)
 	size := g.size
 	if p.layout.Size != 0 {
 		p.Size = p.layout.Size / align * align
-		if size = p.Size - offset - align; size < g.size {
+		size = p.Size - offset - align
+		if g = ext4GeometryOf(p.nodes, root.Free, max(size, align)); size < g.size {
 			return fmt.Errorf("does not fit: it needs %s, of which %s shall stay free; with the EFI system partition of %s "+
 				"the disk must have %s, not %s", sizeOf(g.size), sizeOf(root.Free), sizeOf(p.ESP.Size),
 				sizeOf(offset+g.size+align), sizeOf(p.Size))
@@ -87,7 +88,7 @@ func (p *Plan) planRoot() error {
 	} else {
 		p.Size = offset + size + align
 	}
-	p.Root = Partition{Offset: offset, Size: size, Used: g.used, Free: size - g.size + root.Free}
+	p.Root = Partition{Offset: offset, Size: size, Used: g.used, Free: g.free}
 	return nil
 }
 
@@ -246,17 +247,19 @@ const (
 	bytesPerInode = 16384
 )
 
-// minExt4 is where the journal is not more than a part of the file system.
-const minExt4 = 16 << 20
+// minJournaled is the smallest file system in bytes that gets a journal, as with mke2fs: the smallest journal is half of it.
+const minJournaled = 8 << 20
 
 // ext4Geometry is what mke2fs is told.
 type ext4Geometry struct {
 	size int64 // that is needed, in bytes
 	used int64
+	free int64 // at least
 }
 
-// ext4GeometryOf bounds from above what the nodes take. Blocks of zeros become holes, so it is often less.
-func ext4GeometryOf(nodes []*node, free int64) ext4Geometry {
+// ext4GeometryOf bounds from above what the nodes take, in a file system of at least this size. Blocks of zeros become holes,
+// so it is often less.
+func ext4GeometryOf(nodes []*node, free, size int64) ext4Geometry {
 	var blocks int64
 	dirs := map[string]int64{}
 	for _, n := range nodes {
@@ -288,14 +291,13 @@ func ext4GeometryOf(nodes []*node, free int64) ext4Geometry {
 		}
 	}
 	content := blocks*blockSize + roundUp(free, blockSize)
-	size := int64(minExt4)
 	for {
 		over := ext4Overhead(size, int64(len(nodes)))
 		if next := roundUp(content+over, align); next > size {
 			size = next
 			continue
 		}
-		return ext4Geometry{size: size, used: blocks * blockSize}
+		return ext4Geometry{size: size, used: blocks * blockSize, free: size - over - blocks*blockSize}
 	}
 }
 
@@ -323,6 +325,8 @@ func inodeCount(size, files int64) int64 {
 
 func journalSize(size int64) int64 {
 	switch {
+	case size < minJournaled:
+		return 0
 	case size < 256<<20:
 		return 4 << 20
 	case size < 4<<30:

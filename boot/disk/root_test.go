@@ -149,6 +149,35 @@ func checkVerity(t *testing.T, partition, name string, data []byte) {
 	}
 }
 
+// The smallest file systems have no journal; where it begins, it must not take the place of the content.
+func TestRootJournal(t *testing.T) {
+	l := layout(t)
+	putObject(t, l.Root.Dir, fsverity.SHA512, content("large", 5<<20))
+	_, least := write(t, l)
+	for size, want := range map[int64]bool{0: false, 8 << 20: false, 12 << 20: true, 16 << 20: true} {
+		l.Size = 0
+		if size > 0 {
+			l.Size = least.Root.Offset + size + 1<<20
+		}
+		_, err := l.Plan()
+		if size == 8<<20 {
+			if err == nil || !strings.Contains(err.Error(), "does not fit") {
+				t.Errorf("a journal and 5 MiB in 8 MiB: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		image, p := write(t, l)
+		part := extract(t, image, p.Root)
+		checkExt4(t, part, p)
+		if got := strings.Contains(run(t, "dumpe2fs", "-h", part), "has_journal"); got != want {
+			t.Errorf("%d bytes: journal %v, want %v", p.Root.Size, got, want)
+		}
+	}
+}
+
 func TestRootObjectsHaveVerity(t *testing.T) {
 	l := layout(t)
 	objects := sampleRepository(t, l.Root.Dir)

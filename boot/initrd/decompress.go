@@ -27,29 +27,13 @@ func cutCompression(name string) (stem, ending string) {
 // decompress reads all of a file, decompressed if its name says that it is compressed. It holds at most maxFile bytes.
 func decompress(r io.Reader, name string) ([]byte, error) {
 	_, ending := cutCompression(name)
-	switch ending {
-	case ".xz":
-		x, err := xz.ReaderConfig{DictCap: 64 << 20}.NewReader(r)
-		if err != nil {
-			return nil, err
-		}
-		r = x
-	case ".zst":
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
-		if err != nil {
-			return nil, err
-		}
-		defer z.Close()
-		r = z
-	case ".gz":
-		g, err := gzip.NewReader(r)
-		if err != nil {
-			return nil, err
-		}
-		r = g
+	d, err := decompressor(r, ending)
+	if err != nil {
+		return nil, err
 	}
+	defer d.Close()
 	var b bytes.Buffer
-	n, err := b.ReadFrom(io.LimitReader(r, maxFile+1))
+	n, err := b.ReadFrom(io.LimitReader(d, maxFile+1))
 	if err != nil {
 		return nil, err
 	}
@@ -57,4 +41,25 @@ func decompress(r io.Reader, name string) ([]byte, error) {
 		return nil, fmt.Errorf("%w: more than %d bytes", errTooLarge, maxFile)
 	}
 	return b.Bytes(), nil
+}
+
+// decompressor reads what is compressed as the ending says; with none, it is as it is.
+func decompressor(r io.Reader, ending string) (io.ReadCloser, error) {
+	switch ending {
+	case ".xz":
+		x, err := xz.ReaderConfig{DictCap: 64 << 20}.NewReader(r)
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(x), nil
+	case ".zst":
+		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	case ".gz":
+		return gzip.NewReader(r)
+	}
+	return io.NopCloser(r), nil
 }

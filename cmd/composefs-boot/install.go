@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,7 @@ type installFlags struct {
 	size, espSize     int64 // bytes
 	espFree, rootFree int64
 	arch              string
+	uki               installUKI
 }
 
 // installResult is what install prints as JSON.
@@ -45,6 +47,7 @@ type installResult struct {
 	ESP     []installFile `json:"esp"`
 	ESPSize int64         `json:"esp_bytes"`
 	Space   *espSpace     `json:"esp_space,omitempty"`
+	First   string        `json:"boots_first,omitempty"` // another entry on an ESP that is in use
 	Disk    *diskResult   `json:"disk,omitempty"`
 }
 
@@ -52,6 +55,8 @@ type installFile struct {
 	Path string    `json:"path"`
 	Size int64     `json:"size"`
 	Fate boot.Fate `json:"fate,omitempty"` // on an ESP that is in use
+
+	Replaces []string `json:"replaces,omitempty"` // files there that go
 }
 
 // espSpace is the space on a mounted ESP.
@@ -89,9 +94,19 @@ firmware reads below the --esp directory. State that is there already stays. On 
 another boot loader, a newer systemd-boot, a loader.conf. The space is planned before the first byte.
 
 The tree needs a kernel at usr/lib/modules/VERSION/vmlinuz, with the initramfs beside it as initramfs.img and
-composefs-setup-root in that, and systemd-boot at usr/lib/systemd/boot/efi.`,
+composefs-setup-root in that, and systemd-boot at usr/lib/systemd/boot/efi.
+
+With --uki, kernel, initramfs and command line become one program, a unified kernel image. The boot loader counts how often it is
+tried, in its name, if the system has systemd-bless-boot to mark it as good. With --secureboot-private-key, it and the boot loader
+are signed, and what else would be started must be signed. What a tree has in boot/EFI/Linux takes its place: it must name the
+image of this very tree, and is installed as it is.
+
+With --enroll-keys, systemd-boot enrols the keys when the firmware is in setup mode: by itself in virtual machines only, as some
+hardware does not start any more without its vendor's keys; elsewhere choose it in the menu.`,
 		Example: `  composefs-boot install ./tree --disk disk.img
   composefs-boot install ./tree --disk disk.img --karg console=ttyS0 --esp-free 268435456 --dry-run
+  composefs-boot install ./tree --disk disk.img --uki --secureboot-private-key db.key --secureboot-certificate db.pem
+  composefs-boot install ./tree --disk disk.img --uki --initrd native --kernel /usr/lib/modules/6.12.0 --addon console.addon.efi
   composefs-boot install ./tree --root /mnt --esp /mnt/efi --root-arg root=UUID=...`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.install(c.Context(), args[0], f) },
@@ -111,6 +126,7 @@ composefs-setup-root in that, and systemd-boot at usr/lib/systemd/boot/efi.`,
 	flags.Int64Var(&f.espFree, "esp-free", 64<<20, "`BYTES` to keep free on the EFI system partition, for upgrades")
 	flags.Int64Var(&f.rootFree, "root-free", 256<<20, "`BYTES` to keep free on the root, for state and upgrades")
 	flags.StringVar(&f.arch, "arch", f.arch, "`ARCHITECTURE` of the system: amd64, arm64 or riscv64")
+	f.uki.addTo(flags)
 	return c
 }
 
@@ -120,7 +136,16 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 		return usageError{errors.New("say where to: either --disk FILE or --root DIR")}
 	case f.disk != "" && f.esp != "":
 		return usageError{errors.New("--esp goes with --root: a disk image has its own EFI system partition")}
-	case f.disk != "":
+	}
+	if err := f.uki.check(); err != nil {
+		return err
+	}
+	keys, err := f.uki.openKeys(source)
+	defer keys.close()
+	if err != nil {
+		return err
+	}
+	if f.disk != "" {
 		return a.installDisk(ctx, source, f)
 	}
 	return a.installRoot(ctx, source, f)
@@ -227,19 +252,25 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	if f.seed == "" {
 		seed = s.Digest.Bytes()
 	}
-	d := boot.Deployment{RootArgument: f.rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch}
-	if d.RootArgument == "" {
-		d.RootArgument = "root=UUID=" + disk.ID(seed, disk.RootFilesystem)
-	}
-	plan, err := boot.PlanInstall(s, d)
-	if err != nil {
-		return fmt.Errorf("%s: %w", source, err)
-	}
-	state, err := plan.StateTree()
+	when, err := sourceDate(s.Tree)
 	if err != nil {
 		return err
 	}
-	when, err := sourceDate(s.Tree)
+	rootArgument := f.rootArgument
+	if rootArgument == "" {
+		rootArgument = "root=UUID=" + disk.ID(seed, disk.RootFilesystem)
+	}
+	scratch := &boot.Scratch{Dir: staging}
+	defer scratch.Close()
+	plan, err := f.plan(ctx, source, s, rootArgument, scratch)
+	if err != nil {
+		return err
+	}
+	// What was in /boot is on the ESP now, and no part of the image.
+	if _, err := r.GC(ctx, repo.GCOptions{Lock: a.lock()}); err != nil {
+		return err
+	}
+	state, err := plan.StateTree()
 	if err != nil {
 		return err
 	}
@@ -338,9 +369,11 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if err != nil {
 		return err
 	}
-	plan, esp, err := f.planFor(s)
+	scratch := &boot.Scratch{Dir: f.work}
+	defer scratch.Close()
+	plan, esp, err := f.planRoot(ctx, source, s, scratch)
 	if err != nil {
-		return fmt.Errorf("%s: %w", source, err)
+		return err
 	}
 	// Until here, nothing but objects is visible.
 	if err := i.Commit(); err != nil {
@@ -388,24 +421,43 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *re
 	if s.Digest, err = imageDigest(s.Tree, s.Format, alg); err != nil {
 		return err
 	}
-	plan, esp, err := f.planFor(s)
+	scratch := &boot.Scratch{Dir: f.work}
+	defer scratch.Close()
+	plan, esp, err := f.planRoot(ctx, source, s, scratch)
 	if err != nil {
-		return fmt.Errorf("%s: %w", source, err)
+		return err
 	}
 	return a.printInstall(newInstallResult(s, plan, f).withESP(esp))
 }
 
-// planFor plans an install below a mounted root, and onto the mounted ESP, if there is one.
-func (f installFlags) planFor(s boot.System) (plan boot.Plan, esp boot.ESPPlan, err error) {
-	d := boot.Deployment{RootArgument: f.rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch}
-	if d.RootArgument == "" {
+// plan decides what an install of a system writes.
+func (f installFlags) plan(ctx context.Context, source string, s boot.System, rootArgument string, scratch *boot.Scratch) (boot.Plan, error) {
+	d := boot.Deployment{RootArgument: rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch, Scratch: scratch}
+	when, err := sourceDate(s.Tree)
+	if err != nil {
+		return boot.Plan{}, err
+	}
+	if err := f.uki.deploy(ctx, source, s, when, &d); err != nil {
+		return boot.Plan{}, err
+	}
+	plan, err := boot.PlanInstall(s, d)
+	if err != nil {
+		return plan, fmt.Errorf("%s: %w", source, err)
+	}
+	return plan, nil
+}
+
+// planRoot plans an install below a mounted root, and onto the mounted ESP, if there is one.
+func (f installFlags) planRoot(ctx context.Context, source string, s boot.System, scratch *boot.Scratch) (plan boot.Plan, esp boot.ESPPlan, err error) {
+	rootArgument := f.rootArgument
+	if rootArgument == "" {
 		uuid, err := filesystemUUID(f.root)
 		if err != nil {
 			return plan, esp, err
 		}
-		d.RootArgument = "root=UUID=" + uuid
+		rootArgument = "root=UUID=" + uuid
 	}
-	if plan, err = boot.PlanInstall(s, d); err == nil && f.esp != "" {
+	if plan, err = f.plan(ctx, source, s, rootArgument, scratch); err == nil && f.esp != "" {
 		esp, err = plan.PlanESP(f.esp)
 	}
 	return plan, esp, err
@@ -445,9 +497,9 @@ func (r installResult) withESP(e boot.ESPPlan) installResult {
 	if e.Dir == "" {
 		return r
 	}
-	r.Space = &espSpace{e.Need, e.Free}
+	r.Space, r.First = &espSpace{e.Need, e.Free}, e.First
 	for k, f := range e.Files {
-		r.ESP[k].Fate = f.Fate
+		r.ESP[k] = installFile{f.Path, f.Size, f.Fate, f.Replaces}
 	}
 	return r
 }
@@ -466,10 +518,17 @@ func (a *app) printInstall(r installResult) error {
 	fmt.Fprintf(a.out, "state   %s\n", r.State)
 	notes := map[boot.Fate]string{boot.Same: " (there already)", boot.Kept: " (another one is there and stays)"}
 	for _, f := range r.ESP {
-		fmt.Fprintf(a.out, "esp     %10s  %s%s\n", size(f.Size), f.Path, notes[f.Fate])
+		note := notes[f.Fate]
+		if len(f.Replaces) > 0 {
+			note += " (in place of " + strings.Join(f.Replaces, ", ") + ")"
+		}
+		fmt.Fprintf(a.out, "esp     %10s  %s%s\n", size(f.Size), f.Path, note)
 	}
 	if r.Space != nil {
 		fmt.Fprintf(a.out, "esp     %10s  to be written, %s free\n", size(r.Space.Need), size(r.Space.Free))
+	}
+	if r.First != "" {
+		fmt.Fprintf(a.out, "note    %s comes first in the boot menu (see --image-version)\n", r.First)
 	}
 	if d := r.Disk; d != nil {
 		fmt.Fprintf(a.out, "disk    %10s  %s: ESP %s (%s free), root %s (%s free)\n", size(d.Size), d.Path,

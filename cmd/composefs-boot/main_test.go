@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -20,7 +19,7 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, the golden OCI layout in
-// $LAYOUT, and systemd's programs for UEFI in $STUBS.
+// $LAYOUT, systemd's programs for UEFI in $STUBS, and a kernel in $KERNEL.
 func TestScripts(t *testing.T) {
 	dir, stubs := t.TempDir(), vm.Cache(t, "ukify/usr/lib/systemd/boot/efi")
 	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
@@ -38,6 +37,7 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	digests := golden.Load(t)
+	kernel := vm.Kernels(t)["6.12"].Image
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Condition: func(c string) (bool, error) {
@@ -48,6 +48,7 @@ func TestScripts(t *testing.T) {
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("GOLDEN", dir)
+			e.Setenv("KERNEL", kernel)
 			e.Setenv("STUBS", stubs)
 			e.Setenv("LAYOUT", layout)
 			for name, tree := range digests.Trees {
@@ -69,15 +70,15 @@ func TestScripts(t *testing.T) {
 // Every command has an example, and help that says more than its name.
 func TestHelp(t *testing.T) {
 	root := newRoot("composefs-boot", nil, nil, nil)
-	uki, _, err := root.Find([]string{"uki"})
-	if err != nil {
-		t.Fatal(err)
+	all := root.Commands()
+	for _, group := range []string{"uki", "keys", "oci"} {
+		c, _, err := root.Find([]string{group})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c.Commands()...)
 	}
-	oci, _, err := root.Find([]string{"oci"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range slices.Concat(root.Commands(), uki.Commands(), oci.Commands()) {
+	for _, c := range all {
 		if c.Name() == "help" || c.Name() == "completion" || c.Name() == "transaction" {
 			continue
 		}

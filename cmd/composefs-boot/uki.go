@@ -2,13 +2,11 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,7 +24,7 @@ initramfs and its command line. Options of build are those of ukify 262, and thi
   composefs-boot uki inspect os.efi
   composefs-boot uki measure os.efi`,
 	}
-	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiMeasureCommand(),
+	c.AddCommand(a.ukiBuildCommand(), a.ukiInspectCommand(), a.ukiExtractCommand(), a.ukiEditCommand(), a.ukiMeasureCommand(),
 		a.ukiSignCommand(), a.ukiVerifyCommand(), a.ukiUnsignCommand())
 	return c
 }
@@ -37,22 +35,40 @@ func (a *app) ukiBuildCommand() *cobra.Command {
 		Short: "Build a UKI, an addon or a profile",
 		Long: `Build a unified kernel image from a stub, a kernel and what goes with it. Without a kernel it is an addon, which the stub
 adds to a UKI when it lies beside it; with --profile and no --join-profile it is a profile for a UKI to be built with
---join-profile. The same input gives the same bytes.`,
+--join-profile. The same input gives the same bytes, signatures included.
+
+With --pcr-private-key, each profile gets signatures for the values that PCR 11 will have when it is booted, by which secrets
+that are sealed to the key can be had (.pcrsig, and .pcrpkey with the public key). With --secureboot-private-key, the
+file is signed for Secure Boot. A key is a PEM file, or exec:COMMAND, which gets the SHA-256 digest on its standard input and writes
+the signature, or tpm2:FILE|HANDLE.`,
 		Example: `  composefs-boot uki build --linux vmlinuz --initrd microcode.img --initrd initrd.img --cmdline "quiet" -o os.efi
+  composefs-boot --repo r uki build --linux vmlinuz --initrd initrd.img --image my-os --cmdline "quiet" -o os.efi
   composefs-boot uki build --profile "ID=rescue" --cmdline "systemd.unit=rescue.target" -o rescue.profile.efi
   composefs-boot uki build --linux vmlinuz --initrd initrd.img --join-profile rescue.profile.efi -o os.efi
-  composefs-boot uki build --cmdline "debug" -o debug.addon.efi`,
+  composefs-boot uki build --cmdline "debug" -o debug.addon.efi
+  composefs-boot uki build --linux vmlinuz --initrd initrd.img --pcr-private-key pcr.key --pcr-banks sha256 \
+      --secureboot-private-key db.key --secureboot-certificate db.crt -o os.efi
+  composefs-boot uki build --linux vmlinuz --policy-digest --pcr-public-key pcr.pub -o unsigned.efi > to-sign.json
+  composefs-boot uki build --join-pcrsig unsigned.efi --pcrsig @signed.json -o os.efi`,
 		Args: exactly(0),
 	}
 	v := ukiValues{}
 	v.addTo(c.Flags())
-	c.RunE = func(*cobra.Command, []string) error {
+	image := c.Flags().String("image", "", "put the composefs argument of this image in front of the command line, `REF|DIGEST|DIR`")
+	c.RunE = func(c *cobra.Command, _ []string) error {
 		notes, err := v.readConfig(nil)
 		if err != nil {
 			return err
 		}
 		for _, note := range notes {
 			fmt.Fprintln(a.err, note)
+		}
+		if *image != "" {
+			arg, err := a.ukiImageArgument(c.Context(), *image)
+			if err != nil {
+				return err
+			}
+			v["image"] = []string{arg}
 		}
 		result, err := a.ukiBuild(v)
 		if err != nil {
@@ -62,6 +78,9 @@ adds to a UKI when it lies beside it; with --profile and no --join-profile it is
 			return printJSON(a.out, result)
 		}
 		a.printPCRs(result.PCRs, a.err)
+		if result.ToSign != nil {
+			fmt.Fprintln(a.out, result.ToSign.Text())
+		}
 		a.ukiWrote(result)
 		return nil
 	}
@@ -69,17 +88,29 @@ adds to a UKI when it lies beside it; with --profile and no --join-profile it is
 }
 
 func (a *app) ukiWrote(result ukiBuilt) {
-	if !a.quiet {
-		fmt.Fprintf(a.err, "wrote %s, %s, unsigned\n", result.Output, size(result.Size))
+	if a.quiet {
+		return
+	}
+	signed := "unsigned"
+	if result.Signer != "" {
+		signed = "signed by " + result.Signer
+	}
+	fmt.Fprintf(a.err, "wrote %s, %s, %s\n", result.Output, size(result.Size), signed)
+	if result.Unsigned > 0 {
+		fmt.Fprintf(a.err, "%d PCR policies in it are not signed\n", result.Unsigned)
 	}
 }
 
 // ukiInput opens the files that a UKI is made of. They are read while it is written, and closed after that.
 type ukiInput struct {
 	files []*os.File
+	keys  []io.Closer
 }
 
 func (in *ukiInput) close() {
+	for _, k := range in.keys {
+		k.Close()
+	}
 	for _, f := range in.files {
 		f.Close()
 	}
@@ -125,60 +156,6 @@ func (in *ukiInput) image(path string) (*uki.Image, *uki.PE, error) {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return m, p, nil
-}
-
-// ukiBuilt is what build prints as JSON.
-type ukiBuilt struct {
-	Output  string           `json:"output"`
-	Size    int64            `json:"size"`
-	Machine string           `json:"machine"`
-	PCRs    []uki.Prediction `json:"pcrs,omitempty"`
-}
-
-// ukiBuild builds what the options say, and measures it with --measure.
-func (a *app) ukiBuild(v ukiValues) (result ukiBuilt, err error) {
-	in := &ukiInput{}
-	defer in.close()
-	parts, err := in.parts(v)
-	if err != nil {
-		return result, err
-	}
-	output, given := v.one("output")
-	if linux, ok := v.one("linux"); !given && ok {
-		output = filepath.Base(linux) + ".unsigned.efi"
-	} else if !given {
-		return result, usageError{errors.New("--output is needed for an addon or a profile")}
-	}
-	path, arch := in.stubPath(v, parts)
-	c, err := in.open(path)
-	if err != nil {
-		return result, fmt.Errorf("stub for %s: %w: install systemd-boot-efi, or name one with --stub", arch, err)
-	}
-	stub, err := uki.ParsePE(c, c.Size)
-	if err != nil {
-		return result, fmt.Errorf("stub: %s: %w", path, err)
-	}
-	if parts.HWIDs, err = hwids(v, stub.Machine); err != nil {
-		return result, err
-	}
-	banks, phases, err := v.measured()
-	if err != nil {
-		return result, err
-	}
-	var image *uki.Image
-	var layout *uki.Layout
-	err = replaceFile(output, func(f *os.File) (err error) {
-		image, layout, err = uki.Build(f, stub, parts)
-		return err
-	})
-	if err != nil {
-		return result, fmt.Errorf("%s: %w", output, err)
-	}
-	result = ukiBuilt{Output: output, Size: layout.Size, Machine: stub.Machine.String()}
-	if _, ok := v.one("measure"); ok {
-		result.PCRs, err = uki.Measure(image, banks, phases)
-	}
-	return result, err
 }
 
 // parts opens what the options name.
@@ -258,6 +235,9 @@ func (in *ukiInput) parts(v ukiValues) (p uki.Parts, err error) {
 		}
 		p.Join = append(p.Join, m)
 	}
+	if arg, ok := v.one("image"); ok {
+		return p, addImage(&p, arg)
+	}
 	return p, nil
 }
 
@@ -323,145 +303,6 @@ func replaceFile(path string, write func(*os.File) error) error {
 		os.Remove(f.Name())
 	}
 	return err
-}
-
-// measured returns the banks and phases that the options name.
-func (v ukiValues) measured() (banks []uki.Bank, phases []string, err error) {
-	split := func(r rune) bool { return r == ',' || r == ' ' || r == '\n' }
-	for _, name := range slices.Concat(v["pcr-banks"], v["bank"]) {
-		for _, b := range strings.FieldsFunc(strings.ToLower(name), split) {
-			if !slices.Contains(uki.Banks, uki.Bank(b)) {
-				return nil, nil, usageError{fmt.Errorf("bank %q: want sha1, sha256, sha384 or sha512", b)}
-			}
-			banks = append(banks, uki.Bank(b))
-		}
-	}
-	for _, p := range v["phases"] {
-		phases = append(phases, strings.FieldsFunc(p, split)...)
-	}
-	for _, p := range v["phase"] {
-		words := slices.DeleteFunc(strings.Split(p, ":"), func(word string) bool { return word == "" })
-		phases = append(phases, strings.Join(words, ":"))
-	}
-	slices.Sort(banks)
-	if banks = slices.Compact(banks); len(banks) == 0 {
-		banks = uki.Banks
-	}
-	slices.Sort(phases)
-	if phases = slices.Compact(phases); len(phases) == 0 {
-		phases = uki.Phases
-	}
-	return banks, phases, nil
-}
-
-// printPCRs prints predictions as systemd-measure does: lines "11:sha256=...", and what they are for on another stream.
-func (a *app) printPCRs(all []uki.Prediction, about io.Writer) {
-	for _, group := range pcrGroups(all) {
-		p := group[0]
-		what := fmt.Sprintf("# PCR[%d]", p.PCR)
-		if p.PCR == uki.PCRKernel {
-			what += fmt.Sprintf(" Phase <%s>", cmp.Or(p.Phase, ":"))
-		}
-		if p.Profile > 0 || p.ID != "" {
-			what += fmt.Sprintf(" Profile @%d %s", p.Profile, p.ID)
-		}
-		if p.DTB > 0 {
-			what += fmt.Sprintf(" .dtbauto %d", p.DTB)
-		}
-		fmt.Fprintln(about, strings.TrimRight(what, " "))
-		for _, p := range group {
-			fmt.Fprintf(a.out, "%d:%s=%s\n", p.PCR, p.Bank, p.Value)
-		}
-	}
-}
-
-// pcrGroups puts the banks of a phase together.
-func pcrGroups(all []uki.Prediction) [][]uki.Prediction {
-	var groups [][]uki.Prediction
-	at := map[uki.Prediction]int{}
-	for _, p := range all {
-		key := p
-		key.Bank, key.Value = "", ""
-		n, ok := at[key]
-		if !ok {
-			n = len(groups)
-			at[key] = n
-			groups = append(groups, nil)
-		}
-		groups[n] = append(groups[n], p)
-	}
-	return groups
-}
-
-func (a *app) ukiMeasureCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "measure FILE",
-		Short: "Predict the PCRs of a UKI",
-		Long: `Predict PCR 11 of the TPM, which the stub extends with the sections and systemd with the phases of the boot: for every
-profile, phase and bank. No TPM is needed. With --cmdline or --addon, PCR 12 is predicted as well, as the stub extends it with
-the command line that it is started with, in place of the UKI's, and with addons.`,
-		Example: `  composefs-boot uki measure os.efi
-  composefs-boot --json uki measure os.efi --bank sha256 --phase enter-initrd
-  composefs-boot uki measure os.efi --profile rescue --addon debug.addon.efi`,
-		Args: exactly(1),
-	}
-	v := ukiValues{}
-	f := c.Flags()
-	f.Var(ukiFlagValue{v, ukiOption{name: "bank", metavar: "BANK", kind: ukiMany}}, "bank", "`BANK` of PCRs [default: sha1, sha256, sha384 and sha512]")
-	f.Var(ukiFlagValue{v, ukiOption{name: "phase", metavar: "PATH", kind: ukiMany}}, "phase", "`PATH` of phases, as enter-initrd:leave-initrd, or \":\" for what is there before [default: those of a boot]")
-	profile := f.String("profile", "", "only this profile, by `NUMBER|ID`")
-	cmdline := f.String("cmdline", "", "command line that the stub is started with, `TEXT`")
-	addons := f.StringArray("addon", nil, "addon `FILE`, in the order in which the stub loads them")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		in := &ukiInput{}
-		defer in.close()
-		m, _, err := in.image(args[0])
-		if err != nil {
-			return err
-		}
-		banks, phases, err := v.measured()
-		if err != nil {
-			return err
-		}
-		all, err := uki.Measure(m, banks, phases)
-		if err != nil {
-			return fmt.Errorf("%s: %w", args[0], err)
-		}
-		if *profile != "" {
-			n, err := m.Find(*profile)
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
-			}
-			all = slices.DeleteFunc(all, func(p uki.Prediction) bool { return p.Profile != n })
-		}
-		if *cmdline != "" || len(*addons) > 0 {
-			config := uki.Config{Cmdline: *cmdline}
-			for _, path := range *addons {
-				addon, _, err := in.image(path)
-				if err != nil {
-					return err
-				}
-				config.Addons = append(config.Addons, addon)
-			}
-			for n := range m.Bootable() {
-				if *profile != "" && !slices.ContainsFunc(all, func(p uki.Prediction) bool { return p.Profile == n }) {
-					continue
-				}
-				config.Profile = n
-				more, err := uki.MeasureConfig(config, banks)
-				if err != nil {
-					return err
-				}
-				all = append(all, more...)
-			}
-		}
-		if a.json {
-			return printJSON(a.out, all)
-		}
-		a.printPCRs(all, a.out)
-		return nil
-	}
-	return c
 }
 
 func (a *app) ukiExtractCommand() *cobra.Command {

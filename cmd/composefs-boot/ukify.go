@@ -15,6 +15,9 @@ func (a *app) ukifyCommand() *cobra.Command {
 	var options strings.Builder
 	for _, o := range ukiBuildOptions {
 		name := "--" + o.name
+		if o.kind == ukiBool {
+			name = "--[no-]" + o.name
+		}
 		if o.metavar != "" {
 			name += "=" + o.metavar
 		}
@@ -22,9 +25,11 @@ func (a *app) ukifyCommand() *cobra.Command {
 	}
 	c := &cobra.Command{
 		Use:   "ukify",
-		Short: "Build and inspect unified kernel images, as the program ukify does",
-		Long: `Build a unified kernel image, or inspect some. Files are those that ukify 262 writes, with a checksum. Signing is not part
-of build; keys are not made.
+		Short: "Build and inspect unified kernel images and make keys, as the program ukify does",
+		Long: `Build a unified kernel image, inspect some, or make keys. Files are those that ukify 262 writes, with a checksum. This program signs by
+itself, whatever --signtool says; pesign's databases and OpenSSL's engines and providers are not used. Genkey makes keys where the
+options for private and public keys and the certificate say, and overwrites none; --secureboot-certificate-common-name=CN and
+--secureboot-certificate-validity=DAYS go into the certificate.
 
 ` + options.String() + `  --section=NAME:text|binary[@FILE]
                            with inspect: only this section
@@ -33,9 +38,10 @@ of build; keys are not made.
 
 Settings are also read from ukify.conf in /etc/systemd, /run/systemd, /usr/local/lib/systemd or /usr/lib/systemd.`,
 		Example: `  ukify build --linux=vmlinuz --initrd=initrd.img --cmdline="quiet" --output=os.efi
-  ukify inspect os.efi --json=pretty`,
+  ukify inspect os.efi --json=pretty
+  ukify genkey --secureboot-private-key=db.key --secureboot-certificate=db.pem --pcr-private-key=pcr.key --pcr-public-key=pcr.pub`,
 	}
-	return a.dropIn(c, "ukify build|inspect [OPTION]... [FILE]...", func(_ *cobra.Command, args []string, common []option) error {
+	return a.dropIn(c, "ukify build|inspect|genkey [OPTION]... [FILE]...", func(_ *cobra.Command, args []string, common []option) error {
 		return a.ukify(args, common)
 	})
 }
@@ -46,8 +52,16 @@ func (a *app) ukify(args []string, common []option) error {
 	for _, o := range append(ukiOptions(), ukiOption{name: "all", kind: ukiFlag}) {
 		for _, name := range []string{o.name, o.short} {
 			if name != "" {
-				options = append(options, option{name, o.metavar != "", func(s string) error { return v.set(o, s) }})
+				options = append(options, option{name, o.metavar != "", func(s string) error {
+					if o.kind == ukiBool {
+						s = "yes"
+					}
+					return v.set(o, s)
+				}})
 			}
+		}
+		if o.kind == ukiBool {
+			options = append(options, v.opposite(o))
 		}
 	}
 	mode := "off"
@@ -78,9 +92,12 @@ func (a *app) ukify(args []string, common []option) error {
 			return usageError{fmt.Errorf("inspect: which files?")}
 		}
 		_, all := v.one("all")
-		return a.ukiInspect(operands[1:], v["section"], all)
+		return a.ukiInspect(operands[1:], v["section"], all, false)
 	case verb == "genkey":
-		return fmt.Errorf("genkey: keys are not made here: use openssl")
+		if len(operands) > 1 {
+			return usageError{fmt.Errorf("genkey: %q: files are named by options", operands[1])}
+		}
+		return a.ukifyGenkey(v)
 	case verb == "build" && len(operands) > 1:
 		return usageError{fmt.Errorf("build: %q: files are named by options", operands[1])}
 	}
@@ -103,6 +120,9 @@ func (a *app) ukify(args []string, common []option) error {
 		a.printPCRs(result.PCRs, a.err)
 	} else if err := printMeasured(a.out, result.PCRs); err != nil {
 		return err
+	}
+	if result.ToSign != nil {
+		fmt.Fprintln(a.out, result.ToSign.Text())
 	}
 	a.ukiWrote(result)
 	return nil

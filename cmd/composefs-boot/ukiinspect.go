@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,8 +20,13 @@ func (a *app) ukiInspectCommand() *cobra.Command {
 		Use:   "inspect FILE...",
 		Short: "Show the sections of UKIs",
 		Long: `Show the sections of UKIs, addons and profiles: name, size, SHA-256, and the content of those that are text. With --json it
-is an object of sections by name, those of the base profile, and a list "_profiles" of such objects for the others.`,
+is an object of sections by name, those of the base profile, and a list "_profiles" of such objects for the others.
+
+With --signatures, it tells who signed the file and whether the signature is right, and of each signed PCR policy in .pcrsig in
+which phase of the boot it is good, by predicting PCR 11, and whether the key in .pcrpkey made the signature; in JSON, in lists
+"_signatures" and "_policies".`,
 		Example: `  composefs-boot uki inspect os.efi
+  composefs-boot uki inspect os.efi --signatures
   composefs-boot uki inspect os.efi --section .cmdline:text
   composefs-boot --json uki inspect os.efi`,
 		Args: cobra.MinimumNArgs(1),
@@ -29,7 +35,10 @@ is an object of sections by name, those of the base profile, and a list "_profil
 	section := ukiOption{name: "section", metavar: "NAME", kind: ukiMany}
 	c.Flags().Var(ukiFlagValue{v, section}, "section", "only this section, `NAME:text|binary[@FILE]`; FILE gets the content")
 	all := c.Flags().Bool("all", false, "show the stub's sections, too")
-	c.RunE = func(_ *cobra.Command, args []string) error { return a.ukiInspect(args, v["section"], *all) }
+	signatures := c.Flags().Bool("signatures", false, "explain the signatures of the file and of the PCR policies")
+	c.RunE = func(_ *cobra.Command, args []string) error {
+		return a.ukiInspect(args, v["section"], *all, *signatures)
+	}
 	return c
 }
 
@@ -52,7 +61,7 @@ func parseShown(values []string) ([]shownSection, error) {
 	return list, nil
 }
 
-func (a *app) ukiInspect(paths, sections []string, all bool) error {
+func (a *app) ukiInspect(paths, sections []string, all, signatures bool) error {
 	shown, err := parseShown(sections)
 	if err != nil {
 		return err
@@ -62,9 +71,12 @@ func (a *app) ukiInspect(paths, sections []string, all bool) error {
 	}
 	for _, path := range paths {
 		in := &ukiInput{}
-		m, _, err := in.image(path)
+		m, p, err := in.image(path)
 		if err == nil {
-			err = a.ukiInspectImage(m, shown, all)
+			if !signatures {
+				p = nil
+			}
+			err = a.ukiInspectImage(m, p, shown, all)
 			if err != nil {
 				err = fmt.Errorf("%s: %w", path, err)
 			}
@@ -77,7 +89,8 @@ func (a *app) ukiInspect(paths, sections []string, all bool) error {
 	return nil
 }
 
-func (a *app) ukiInspectImage(m *uki.Image, shown []shownSection, all bool) error {
+// ukiInspectImage explains the signatures, too, if it is given the file.
+func (a *app) ukiInspectImage(m *uki.Image, p *uki.PE, shown []shownSection, all bool) error {
 	profiles, err := uki.Inspect(m, func(name string) (show, text bool) {
 		for _, s := range shown {
 			if s.name == name {
@@ -96,8 +109,20 @@ func (a *app) ukiInspectImage(m *uki.Image, shown []shownSection, all bool) erro
 			return err
 		}
 	}
+	object := sectionObject{profiles: profiles}
+	if p != nil {
+		if object.signatures, err = uki.ExplainSignatures(p); err != nil {
+			return err
+		}
+		if object.policies, err = uki.ExplainPolicies(m); err != nil {
+			return err
+		}
+		if object.policies == nil {
+			object.policies = []uki.PolicyInfo{} // that there are none is an answer
+		}
+	}
 	if a.json {
-		return printJSON(a.out, sectionObject(profiles))
+		return printJSON(a.out, object)
 	}
 	for _, infos := range profiles {
 		for _, i := range infos {
@@ -113,7 +138,46 @@ func (a *app) ukiInspectImage(m *uki.Image, shown []shownSection, all bool) erro
 			}
 		}
 	}
+	if p != nil {
+		a.printSignatures(object.signatures)
+		a.printExplained(object.policies)
+	}
 	return nil
+}
+
+// printSignatures prints a line for each signature of the file.
+func (a *app) printSignatures(all []uki.SignatureInfo) {
+	fmt.Fprintf(a.out, "signatures: %d\n", len(all))
+	for _, s := range all {
+		right := "right"
+		if s.Problem != "" {
+			right = s.Problem
+		}
+		fmt.Fprintf(a.out, "  %s, serial number %s, %s: %s\n", s.Signer, s.Serial, s.Hash, right)
+	}
+}
+
+// printExplained prints a line for each policy.
+func (a *app) printExplained(all []uki.PolicyInfo) {
+	fmt.Fprintf(a.out, "policies: %d\n", len(all))
+	for _, p := range all {
+		where := fmt.Sprintf("@%d", p.Profile)
+		if p.ID != "" {
+			where += " " + p.ID
+		}
+		phase := "not for what is in this file, or for a phase that is not known"
+		if p.Matches {
+			phase = "phase " + cmp.Or(p.Phase, ":")
+		}
+		if p.DTB > 0 {
+			phase += fmt.Sprintf(", .dtbauto %d", p.DTB)
+		}
+		if p.Ref != "" {
+			phase += fmt.Sprintf(", reference %q", p.Ref)
+		}
+		fmt.Fprintf(a.out, "  %s: %s PCR %s: %s; key %.16s, signature %s\n", where, p.Bank, strings.Trim(fmt.Sprint(p.PCRs), "[]"), phase,
+			cmp.Or(p.Key, "not named"), p.Signature)
+	}
 }
 
 // saveSection writes the content of a section to the file that --section names: the last one, if there are several.
@@ -133,8 +197,13 @@ func saveSection(m *uki.Image, s shownSection) error {
 }
 
 // sectionObject is what inspect prints as JSON, like ukify: an object with the sections of the base by name, in the order of
-// the file, and "_profiles", a list of such objects. Sections that may be there several times are lists.
-type sectionObject [][]uki.Info
+// the file, and "_profiles", a list of such objects. Sections that may be there several times are lists. What ukify does not have
+// are "_signatures" and "_policies", if they are wanted.
+type sectionObject struct {
+	profiles   [][]uki.Info
+	signatures []uki.SignatureInfo
+	policies   []uki.PolicyInfo
+}
 
 // sectionInfo is a section as JSON.
 type sectionInfo struct {
@@ -155,14 +224,15 @@ func (o sectionObject) MarshalJSON() ([]byte, error) {
 		return e.Encode(value)
 	}
 	b.WriteByte('{')
-	if len(o) > 0 {
-		for k, i := range o[0] {
+	if len(o.profiles) > 0 {
+		base := o.profiles[0]
+		for k, i := range base {
 			same := func(other uki.Info) bool { return other.Name == i.Name }
-			if slices.IndexFunc(o[0], same) < k {
+			if slices.IndexFunc(base, same) < k {
 				continue
 			}
 			var list []sectionInfo
-			for _, other := range o[0] {
+			for _, other := range base {
 				if same(other) {
 					info := sectionInfo{Size: other.Size, SHA256: other.SHA256}
 					if other.IsText {
@@ -180,13 +250,23 @@ func (o sectionObject) MarshalJSON() ([]byte, error) {
 			}
 		}
 		var rest []sectionObject
-		for _, p := range o[1:] {
-			rest = append(rest, sectionObject{p})
+		for _, p := range o.profiles[1:] {
+			rest = append(rest, sectionObject{profiles: [][]uki.Info{p}})
 		}
 		if len(rest) > 0 {
 			if err := member("_profiles", rest); err != nil {
 				return nil, err
 			}
+		}
+	}
+	if o.signatures != nil {
+		if err := member("_signatures", o.signatures); err != nil {
+			return nil, err
+		}
+	}
+	if o.policies != nil {
+		if err := member("_policies", o.policies); err != nil {
+			return nil, err
 		}
 	}
 	b.WriteByte('}')

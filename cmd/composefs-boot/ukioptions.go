@@ -25,8 +25,11 @@ const (
 	ukiMany                   // all count
 	ukiWords                  // all count; in the configuration file they are words of one line
 	ukiFlag                   // no value
+	ukiBool                   // no value, and with "no-" before its name the opposite
+	ukiGroup                  // all count; the configuration file has one in each section [PCRSignature:NAME]
 	ukiIgnored                // nothing comes of it here
-	ukiSigning                // refused
+	ukiEngine                 // of OpenSSL's engines and providers: refused
+	ukiNSS                    // of pesign's database: refused
 )
 
 // ukiBuildOptions are the options of build.
@@ -50,39 +53,35 @@ var ukiBuildOptions = []ukiOption{
 	{"join-profile", "", "PATH", "", ukiMany, "profile `FILE` to append"},
 	{"efi-arch", "", "ARCH", "EFIArch", ukiOne, "architecture of the stub, `ARCH`: x64, aa64, riscv64, ia32 or arm [default: that of the kernel]"},
 	{"stub", "", "PATH", "Stub", ukiOne, "the stub `FILE` [default: systemd's]"},
-	{"output", "o", "PATH", "", ukiOne, "the `FILE` to write [default: the kernel's name with .unsigned.efi]"},
-	{"measure", "", "", "", ukiFlag, "print PCR 11, as measure does"},
+	{"output", "o", "PATH", "", ukiOne, "the `FILE` to write [default: the kernel's name with .unsigned.efi, or .efi if it is signed]"},
+	{"measure", "", "", "", ukiBool, "print PCR 11, as measure does"},
 	{"pcr-banks", "", "BANKS", "PCRBanks", ukiOne, "banks to measure, `BANK,...` [default: sha1, sha256, sha384 and sha512]"},
-	{"phases", "", "PHASES", "", ukiMany, "phases to measure, `PATH,...` [default: those of a boot]"},
+	{"phases", "", "PHASES", "Phases", ukiGroup, "phases to measure, `PATH,...`, or those that a --pcr-private-key signs [default: those of a boot]"},
+	{"pcr-private-key", "", "KEY", "PCRPrivateKey", ukiGroup, "private `KEY` that signs PCR policies: a PEM file, exec:COMMAND or tpm2:FILE|HANDLE; with several, the options of each in the same order"},
+	{"pcr-public-key", "", "PATH", "PCRPublicKey", ukiGroup, "its public key `FILE`"},
+	{"pcr-certificate", "", "PATH", "PCRCertificate", ukiGroup, "or its certificate `FILE`"},
+	{"policyref", "", "TEXT", "PolicyRef", ukiGroup, "`TEXT` that its policies refer to"},
+	{"sign-profile", "", "ID", "", ukiMany, "sign policies only for the profile with this `ID`"},
+	{"sign-initrd-pcrs", "", "", "SignInitrdPCRs", ukiBool, "also sign, with the first key, a policy for the initramfs alone, which refers to \"initrd\""},
+	{"policy-digest", "", "", "", ukiBool, "leave room for signatures of policies, and print what is to be signed"},
+	{"join-pcrsig", "", "PATH", "", ukiOne, "a UKI `FILE` made with --policy-digest, to put the signatures of --pcrsig into"},
+	{"pcrsig", "", "TEXT", "PCRSig", ukiOne, "signed policies, `TEXT|@FILE`"},
+	{"secureboot-private-key", "", "KEY", "SecureBootPrivateKey", ukiOne, "private `KEY` that signs the file: a PEM file, exec:COMMAND or tpm2:FILE|HANDLE"},
+	{"secureboot-certificate", "", "PATH", "SecureBootCertificate", ukiOne, "its certificate `FILE`"},
+	{"sign-kernel", "", "", "SignKernel", ukiBool, "sign the kernel as well [default: if it is not signed]"},
 }
 
 // ukifyOnly are ukify's other options.
 var ukifyOnly = []ukiOption{
-	{"no-measure", "", "", "", ukiIgnored, ""},
 	{"tools", "", "PATH", "", ukiIgnored, ""},
-	{"no-sign-kernel", "", "", "", ukiIgnored, ""},
-	{"no-policy-digest", "", "", "", ukiIgnored, ""},
-	{"no-sign-initrd-pcrs", "", "", "", ukiIgnored, ""},
-	{"signtool", "", "TOOL", "SecureBootSigningTool", ukiIgnored, ""},
+	{"signtool", "", "TOOL", "SecureBootSigningTool", ukiOne, ""},
 	{"secureboot-certificate-dir", "", "PATH", "SecureBootCertificateDir", ukiIgnored, ""},
-	{"secureboot-certificate-validity", "", "DAYS", "SecureBootCertificateValidity", ukiIgnored, ""},
-	{"secureboot-certificate-common-name", "", "CN", "SecureBootCertificateCommonName", ukiIgnored, ""},
-	{"sign-profile", "", "ID", "", ukiSigning, ""},
-	{"pcrsig", "", "TEXT", "PCRSig", ukiSigning, ""},
-	{"join-pcrsig", "", "PATH", "", ukiSigning, ""},
-	{"signing-engine", "", "ENGINE", "SigningEngine", ukiSigning, ""},
-	{"signing-provider", "", "PROVIDER", "SigningProvider", ukiSigning, ""},
-	{"certificate-provider", "", "PROVIDER", "CertificateProvider", ukiSigning, ""},
-	{"secureboot-private-key", "", "KEY", "SecureBootPrivateKey", ukiSigning, ""},
-	{"secureboot-certificate", "", "CERT", "SecureBootCertificate", ukiSigning, ""},
-	{"secureboot-certificate-name", "", "NAME", "SecureBootCertificateName", ukiSigning, ""},
-	{"sign-kernel", "", "", "SignKernel", ukiSigning, ""},
-	{"pcr-private-key", "", "KEY", "", ukiSigning, ""},
-	{"pcr-public-key", "", "KEY", "", ukiSigning, ""},
-	{"pcr-certificate", "", "CERT", "", ukiSigning, ""},
-	{"policyref", "", "TEXT", "", ukiSigning, ""},
-	{"policy-digest", "", "", "", ukiSigning, ""},
-	{"sign-initrd-pcrs", "", "", "SignInitrdPCRs", ukiSigning, ""},
+	{"secureboot-certificate-validity", "", "DAYS", "SecureBootCertificateValidity", ukiOne, ""},
+	{"secureboot-certificate-common-name", "", "CN", "SecureBootCertificateCommonName", ukiOne, ""},
+	{"secureboot-certificate-name", "", "NAME", "SecureBootCertificateName", ukiNSS, ""},
+	{"signing-engine", "", "ENGINE", "SigningEngine", ukiEngine, ""},
+	{"signing-provider", "", "PROVIDER", "SigningProvider", ukiEngine, ""},
+	{"certificate-provider", "", "PROVIDER", "CertificateProvider", ukiEngine, ""},
 }
 
 // ukiValues are the values that options were given, by name.
@@ -91,14 +90,34 @@ type ukiValues map[string][]string
 func (v ukiValues) set(o ukiOption, value string) error {
 	switch o.kind {
 	case ukiIgnored:
-	case ukiSigning:
-		return fmt.Errorf("--%s: signing is not part of build: leave it out and sign the file that is made", o.name)
-	case ukiMany, ukiWords:
+	case ukiEngine:
+		return fmt.Errorf("--%s: OpenSSL's engines and providers are not used: name the key as exec:COMMAND or tpm2:FILE|HANDLE", o.name)
+	case ukiNSS:
+		return fmt.Errorf("--%s: pesign's databases are not read: give --secureboot-private-key and --secureboot-certificate", o.name)
+	case ukiMany, ukiWords, ukiGroup:
 		v[o.name] = append(v[o.name], value)
+	case ukiBool:
+		on, known := map[string]string{"1": "true", "true": "true", "yes": "true", "y": "true", "t": "true", "on": "true",
+			"0": "false", "false": "false", "no": "false", "n": "false", "f": "false", "off": "false"}[strings.ToLower(value)]
+		if !known {
+			return fmt.Errorf("--%s: %q: want yes or no", o.name, value)
+		}
+		v[o.name] = []string{on}
 	default:
 		v[o.name] = []string{value}
 	}
 	return nil
+}
+
+// opposite returns the option with "no-" before its name.
+func (v ukiValues) opposite(o ukiOption) option {
+	return option{"no-" + o.name, false, func(string) error { return v.set(o, "no") }}
+}
+
+// on tells whether something is wanted that is not unless it is said.
+func (v ukiValues) on(name string) bool {
+	value, _ := v.one(name)
+	return value == "true"
 }
 
 // one returns the value of an option, and whether it was given.
@@ -118,19 +137,29 @@ type ukiFlagValue struct {
 func (f ukiFlagValue) Set(s string) error { return f.values.set(f.option, s) }
 func (f ukiFlagValue) String() string     { return "" }
 func (f ukiFlagValue) Type() string {
-	if f.option.kind == ukiFlag {
+	if f.option.kind == ukiFlag || f.option.kind == ukiBool {
 		return "bool"
 	}
 	return f.option.metavar
 }
 
+// ukiOppositeValue lets cobra read one of these options with "no-" before its name.
+type ukiOppositeValue struct{ ukiFlagValue }
+
+func (f ukiOppositeValue) Set(string) error { return f.values.set(f.option, "no") }
+
 // addTo makes flags of the options.
 func (v ukiValues) addTo(f *pflag.FlagSet) {
 	for _, o := range ukiBuildOptions {
 		flag := f.VarPF(ukiFlagValue{v, o}, o.name, o.short, o.help)
-		if o.kind == ukiFlag {
+		if o.kind == ukiBool {
 			flag.NoOptDefVal = "true"
+			opposite := f.VarPF(ukiOppositeValue{ukiFlagValue{v, o}}, "no-"+o.name, "", "")
+			opposite.NoOptDefVal, opposite.Hidden = "true", true
 		}
+	}
+	for _, o := range ukifyOnly { // they say what to do instead
+		f.VarPF(ukiFlagValue{v, o}, o.name, o.short, "").Hidden = true
 	}
 }
 
@@ -157,10 +186,15 @@ func (v ukiValues) readConfig(search []string) (notes []string, err error) {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	first := ukiValues{}
+	groups := newUkiGroups(v)
 	for _, l := range lines {
-		at := slices.IndexFunc(ukiOptions(), func(o ukiOption) bool { return l.section == "UKI" && o.key == l.key })
-		if strings.HasPrefix(l.section, "PCRSignature:") {
-			return nil, fmt.Errorf("%s: line %d: [%s]: signing is not part of build: leave it out and sign the file that is made", path, l.number, l.section)
+		group, inGroup := strings.CutPrefix(l.section, "PCRSignature:")
+		at := slices.IndexFunc(ukiOptions(), func(o ukiOption) bool {
+			return o.key == l.key && (l.section == "UKI" && o.kind != ukiGroup || inGroup && o.kind == ukiGroup)
+		})
+		if at >= 0 && inGroup {
+			groups.set(group, ukiOptions()[at].name, l.value)
+			continue
 		}
 		if at < 0 {
 			notes = append(notes, fmt.Sprintf("%s: line %d: [%s] %s: not known, left out", path, l.number, l.section, l.key))
@@ -184,7 +218,46 @@ func (v ukiValues) readConfig(search []string) (notes []string, err error) {
 			v[name] = values
 		}
 	}
+	groups.fill()
 	return notes, nil
+}
+
+// ukiGroups are the keys that sign policies, each with its options: those of the command line first, by their order, and then
+// those of the configuration file, by the names of their sections.
+type ukiGroups struct {
+	values ukiValues
+	given  int // on the command line
+	names  []string
+}
+
+func newUkiGroups(v ukiValues) *ukiGroups {
+	return &ukiGroups{values: v, given: len(v["pcr-private-key"])}
+}
+
+// set sets an option of a group of the configuration file.
+func (g *ukiGroups) set(group, name, value string) {
+	at := slices.Index(g.names, group)
+	if at < 0 {
+		at = len(g.names)
+		g.names = append(g.names, group)
+	}
+	list := g.values[name]
+	for len(list) <= g.given+at {
+		list = append(list, "")
+	}
+	list[g.given+at] = value
+	g.values[name] = list
+}
+
+// fill makes the lists that have something equally long.
+func (g *ukiGroups) fill() {
+	for _, o := range ukiOptions() {
+		list := g.values[o.name]
+		for o.kind == ukiGroup && len(g.names) > 0 && len(list) > 0 && len(list) < g.given+len(g.names) {
+			list = append(list, "")
+			g.values[o.name] = list
+		}
+	}
 }
 
 func ukiOptions() []ukiOption { return slices.Concat(ukiBuildOptions, ukifyOnly) }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -26,14 +25,16 @@ func (a *app) ukiSignCommand() *cobra.Command {
 		Long: `Sign a program for UEFI: a UKI, an addon, a boot loader. A file that is signed gets another signature; unsign takes all
 of them away. RSA and SHA-256 are used, without a time: the same key gives the same bytes.
 
-The key is a PEM file or a program: exec:COMMAND is run by the shell, has the SHA-256 digest (32 bytes) as standard input and
-prints the RSA signature with PKCS #1 padding. So keys on tokens and in key services can be used.`,
+The key is a PEM file, a key in a TPM 2.0, or a program. tpm2:0x81010001 is a persistent handle, and tpm2:FILE a key file of the
+TPM ("TSS2 PRIVATE KEY"); COMPOSEFS_TPM names another device than /dev/tpmrm0. exec:COMMAND is run by the shell, has the SHA-256
+digest (32 bytes) as standard input and prints the RSA signature with PKCS #1 padding, so that keys on tokens and in key services
+can be used.`,
 		Example: `  composefs-boot uki sign os.efi --key db.key --certificate db.pem
   composefs-boot uki sign os.efi --key db.key --certificate db.pem -o os.signed.efi
   composefs-boot uki sign os.efi --key "exec:pkcs11-tool --sign --mechanism RSA-PKCS ..." --certificate db.pem`,
 		Args: exactly(1),
 	}
-	key := c.Flags().String("key", "", "private key, `FILE|exec:COMMAND`")
+	key := c.Flags().String("key", "", "private key, `FILE|tpm2:KEY|exec:COMMAND`")
 	certificate := c.Flags().String("certificate", "", "its certificate `FILE`, PEM or DER")
 	output := c.Flags().StringP("output", "o", "", "the `FILE` to write [default: the same]")
 	c.RunE = func(_ *cobra.Command, args []string) error {
@@ -145,12 +146,15 @@ func (a *app) ukiVerifyCommand() *cobra.Command {
 		Short: "Verify the signatures of UKIs",
 		Long: `Verify programs for UEFI as firmware with Secure Boot does: one signature must be by a key that is trusted, or by one
 whose certificate is signed by such a key, and nothing may be revoked. Like firmware, it does not look at the dates of certificates.`,
-		Example: `  composefs-boot uki verify os.efi --db db.pem`,
-		Args:    cobra.MinimumNArgs(1),
+		Example: `  composefs-boot uki verify os.efi --db db.pem
+  composefs-boot uki verify os.efi --db keys/db.auth --dbx keys/dbx.auth
+  composefs-boot uki verify os.efi --firmware`,
+		Args: cobra.MinimumNArgs(1),
 	}
-	db := c.Flags().StringArray("db", nil, "trust the keys in `FILE`: a certificate, PEM or DER")
+	var t trustFlags
+	t.addTo(c.Flags())
 	c.RunE = func(_ *cobra.Command, args []string) error {
-		trust, err := readTrust(*db)
+		trust, _, err := t.read()
 		if err != nil {
 			return err
 		}
@@ -175,21 +179,6 @@ whose certificate is signed by such a key, and nothing may be revoked. Like firm
 		return nil
 	}
 	return c
-}
-
-// readTrust reads the keys that are trusted.
-func readTrust(db []string) (t uki.Trust, err error) {
-	if len(db) == 0 {
-		return t, usageError{errors.New("--db is needed: whose signature is to be trusted?")}
-	}
-	for _, path := range db {
-		var cert *x509.Certificate
-		if cert, err = signer.ReadCertificate(path); err != nil {
-			return t, err
-		}
-		t.Certificates = append(t.Certificates, cert)
-	}
-	return t, nil
 }
 
 func verifyFile(path string, t uki.Trust) (v verifiedFile, err error) {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 	"unicode"
@@ -183,6 +184,10 @@ func setup(o options) error {
 		fmt.Print(setuproot.Format(steps))
 		return nil
 	}
+	var physical unix.Stat_t
+	if err := unix.Stat(o.sysroot, &physical); err != nil {
+		return &os.PathError{Op: "stat", Path: o.sysroot, Err: err}
+	}
 	result, err := setuproot.Execute(steps)
 	all := time.Since(start)
 	for _, w := range result.Warnings {
@@ -207,7 +212,7 @@ func setup(o options) error {
 		}
 	}
 	if o.target == "/sysroot" {
-		keepGPTRoot("/dev/gpt-auto-root", "/run/systemd/volatile-root")
+		tellRoot(physical, "/dev/gpt-auto-root", "/run/systemd/volatile-root")
 	}
 	return nil
 }
@@ -259,14 +264,20 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// keepGPTRoot tells systemd, which has found the physical root by its partition type, where it is: the new root is on no
-// block device from which systemd could find it out again (systemd issue 35017). systemd reads the text of the link, and
-// wants the device's number in it.
-func keepGPTRoot(device, link string) {
-	var st unix.Stat_t
-	if unix.Stat(device, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return
+// tellRoot tells systemd on which device the physical root is: the new root is on none from which systemd could find that out
+// (systemd issue 35017), and so it would neither find the EFI system partition nor mark a boot entry there as good. systemd
+// reads the text of the link, and wants the device's number in it. Btrfs has no number of its own: then there has to be the
+// link that is made for a root that was found by its partition type.
+func tellRoot(sysroot unix.Stat_t, device, link string) {
+	dev := sysroot.Dev
+	if unix.Major(dev) == 0 {
+		var st unix.Stat_t
+		if unix.Stat(device, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+			return
+		}
+		dev = st.Rdev
 	}
-	// It may be there already, and a system that is found in another way does not need it.
-	os.Symlink(fmt.Sprintf("/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), link)
+	// It may be there already, and a system without systemd does not need it.
+	os.MkdirAll(filepath.Dir(link), 0o755)
+	os.Symlink(fmt.Sprintf("/dev/block/%d:%d", unix.Major(dev), unix.Minor(dev)), link)
 }

@@ -67,7 +67,7 @@ func TestRoomsKnowOnlyWhomTheyMay(t *testing.T) {
 	}{
 		{"repo/...", []string{"boot", "uki", "bls", "cmd"}},
 		{"bls", []string{"repo", "boot"}},
-		{"uki", []string{"repo", "boot"}},
+		{"uki/...", []string{"repo", "boot", "bls", "cmd"}},
 		{"repo/fsverity", []string{"repo/fstree", "repo/erofs"}},
 		{"repo/fstree", []string{"repo/erofs", "repo/dumpfile", "repo/scan"}},
 		{"repo/erofs", []string{"repo/scan", "repo/dumpfile", "repo/splitstream"}},
@@ -98,19 +98,23 @@ func TestMessagesAreOneHarmlessLine(t *testing.T) {
 	}
 }
 
-func TestGPTRootIsKeptByNumber(t *testing.T) {
+func TestRootIsToldByNumber(t *testing.T) {
 	dir := t.TempDir()
-	device, link := filepath.Join(dir, "gpt-auto-root"), filepath.Join(dir, "volatile-root")
-	keepGPTRoot(device, link) // not there
+	device, link := filepath.Join(dir, "gpt-auto-root"), filepath.Join(dir, "systemd/volatile-root")
+	btrfs := unix.Stat_t{Dev: unix.Mkdev(0, 31)}
+	tellRoot(btrfs, device, link) // not there
 	if _, err := os.Lstat(link); err == nil {
 		t.Error("a link without a device")
 	}
 	if err := unix.Mknod(device, unix.S_IFBLK|0o600, int(unix.Mkdev(259, 1000))); err != nil {
 		t.Fatal(err)
 	}
-	keepGPTRoot(device, link)
-	if got, err := os.Readlink(link); got != "/dev/block/259:1000" {
-		t.Errorf("%q, %v", got, err)
+	for want, st := range map[string]unix.Stat_t{"/dev/block/259:1000": btrfs, "/dev/block/254:2": {Dev: unix.Mkdev(254, 2)}} {
+		os.Remove(link)
+		tellRoot(st, device, link)
+		if got, err := os.Readlink(link); got != want {
+			t.Errorf("%q, %v, want %s", got, err, want)
+		}
 	}
 }
 

@@ -50,6 +50,16 @@ func (u *Ukify) Write(name string, content []byte) string {
 	return path
 }
 
+// Read returns what a file of the directory has.
+func (u *Ukify) Read(name string) []byte {
+	u.t.Helper()
+	b, err := os.ReadFile(filepath.Join(u.Dir, name))
+	if err != nil {
+		u.t.Fatal(err)
+	}
+	return b
+}
+
 // Ukify runs ukify in the directory and returns what it prints.
 func (u *Ukify) Ukify(args ...string) []byte {
 	u.t.Helper()

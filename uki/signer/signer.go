@@ -1,7 +1,8 @@
-// Package signer opens private keys, wherever they are: in a PEM file, or with a program that signs, so that smart cards, HSMs
-// and key services of clouds need no code here.
+// Package signer opens private keys, wherever they are: in a PEM file, in a TPM 2.0, or with a program that signs, so that smart
+// cards, HSMs and key services of clouds need no code here.
 //
-// A key is named by a text: the name of a PEM file, or "exec:COMMAND". Whoever signs needs only a crypto.Signer.
+// A key is named by a text: the name of a PEM file; "tpm2:" and a persistent handle, as 0x81010001, or the name of a key file of
+// the TPM ("TSS2 PRIVATE KEY"); or "exec:COMMAND". Whoever signs needs only a crypto.Signer.
 package signer
 
 import (
@@ -40,14 +41,17 @@ func (s *Signer) Close() error {
 	return s.close()
 }
 
-// Open opens the key that is named. The public key is what it must belong to; it may be nil for a PEM file, and is needed for a
-// program, which cannot be asked.
+// Open opens the key that is named. The public key is what it must belong to; it may be nil for a PEM file or a TPM, and is needed
+// for a program, which cannot be asked.
 func Open(name string, public crypto.PublicKey) (*Signer, error) {
 	if command, ok := strings.CutPrefix(name, "exec:"); ok {
 		if public == nil {
 			return nil, fmt.Errorf("%s: the public key or certificate is needed as well", name)
 		}
 		return &Signer{Signer: program{command, public}}, nil
+	}
+	if key, ok := strings.CutPrefix(name, "tpm2:"); ok {
+		return openTPM(key, public)
 	}
 	key, err := readKey(name)
 	if err != nil {
@@ -90,6 +94,8 @@ func readKey(path string) (crypto.Signer, error) {
 			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
 		case "ENCRYPTED PRIVATE KEY":
 			return nil, errEncrypted(path)
+		case tpmKeyFile:
+			return nil, fmt.Errorf("%s: a key of a TPM: name it tpm2:%s", path, path)
 		default:
 			continue
 		}

@@ -1,0 +1,3 @@
+module appliance
+
+go 1.26
