@@ -23,23 +23,10 @@ func run(t *testing.T, name string, args ...string) string {
 	return string(out)
 }
 
-// programs builds the two programs and returns their directory.
-func programs(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./cmd/...")
-	cmd.Dir = vm.Top(t)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return dir
-}
-
 // An upgrade that never gets to its target is tried three times; then the version before it boots, with its addon, and marks
 // itself as good.
 func TestGuestCountsBoots(t *testing.T) {
-	bin, dir, tree := programs(t), t.TempDir(), vm.Cache(t, "os/trixie")
+	bin, dir, tree := vm.Programs(t), t.TempDir(), vm.Cache(t, "os/trixie")
 	program, disk := filepath.Join(bin, "composefs-boot"), filepath.Join(dir, "disk.img")
 	addon := filepath.Join(dir, "word.addon.efi")
 	stubs := filepath.Join(tree, "usr/lib/systemd/boot/efi")

@@ -12,19 +12,6 @@ import (
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 )
 
-// programs builds the two programs and returns their directory.
-func programs(t *testing.T) string {
-	t.Helper()
-	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./cmd/...")
-	cmd.Dir = vm.Top(t)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return dir
-}
-
 func run(t *testing.T, env []string, name string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(name, args...)
@@ -42,7 +29,7 @@ func run(t *testing.T, env []string, name string, args ...string) string {
 func TestAppliance(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk.img")
 	tree := vm.Cache(t, "os/trixie")
-	run(t, []string{"BIN=" + programs(t), "STUBS=" + filepath.Join(tree, "usr/lib/systemd/boot/efi")}, "./appliance/build", disk,
+	run(t, []string{"BIN=" + vm.Programs(t), "STUBS=" + filepath.Join(tree, "usr/lib/systemd/boot/efi")}, "./appliance/build", disk,
 		filepath.Join(tree, "usr/lib/modules", vm.Kernels(t)["6.12"].Version))
 	info, err := os.Stat(disk)
 	if err != nil {
@@ -63,7 +50,7 @@ func TestAppliance(t *testing.T) {
 // An operating system whose UKI was made inside of it, for its own digest: it is installed as it is and boots, though nobody
 // outside told it which disk it is on; and with one file changed it is refused.
 func TestUnified(t *testing.T) {
-	bin, dir := programs(t), t.TempDir()
+	bin, dir := vm.Programs(t), t.TempDir()
 	tree, disk := filepath.Join(dir, "tree"), filepath.Join(dir, "disk.img")
 	run(t, nil, "cp", "-a", vm.Cache(t, "os/trixie"), tree)
 	program := filepath.Join(bin, "composefs-boot")

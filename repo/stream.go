@@ -16,6 +16,9 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/splitstream"
 )
 
+// ErrContentType tells that a splitstream is of something else.
+var ErrContentType = errors.New("a splitstream of another content type")
+
 // Stream is an open splitstream of the repository, whose digest has been verified.
 type Stream struct {
 	*splitstream.Reader
@@ -38,7 +41,7 @@ func (r *Repo) OpenStream(d fsverity.Digest, contentType uint64) (*Stream, error
 	}
 	s, err := splitstream.Open(f, info.Size(), r.Algorithm())
 	if err == nil && contentType != 0 && s.ContentType != contentType {
-		err = fmt.Errorf("splitstream of content type %#x: want %#x", s.ContentType, contentType)
+		err = fmt.Errorf("%w: %#x, and %#x is expected", ErrContentType, s.ContentType, contentType)
 	}
 	if err != nil {
 		f.Close()

@@ -55,9 +55,6 @@ var Phases = []string{
 	"enter-initrd:leave-initrd:sysinit:ready",
 }
 
-// PhasesWithoutInitrd are those of a boot whose initramfs does not tell the TPM how far it is, as one without systemd.
-var PhasesWithoutInitrd = []string{"", "sysinit", "sysinit:ready"}
-
 // PCRs that the stub extends: with the sections, and with what changes from boot to boot.
 const (
 	PCRKernel = 11
@@ -258,13 +255,14 @@ func (s *Section) digests(banks []Bank, buffers *buffers) ([][]byte, error) {
 // Config is what the stub is started with besides the UKI.
 type Config struct {
 	Profile int
+	Loader  string   // options that the boot loader gives and measures before: systemd-boot's are "@1" for profile 1
 	Cmdline string   // in place of the UKI's; "" if there is none, or Secure Boot is on and the UKI has its own
 	Addons  []*Image // in the order in which the stub loads them: those for all UKIs, those of this one, each sorted by name
 }
 
-// MeasureConfig predicts PCR 12 as the stub extends it from the start: with the number of the profile if it is not 0, the
-// command line, the addons' command lines as one, their device trees, microcode (the last first) and initramfs archives. What
-// a boot menu measured there before, and credentials and extensions from the ESP, are not part of it.
+// MeasureConfig predicts PCR 12 as boot loader and stub extend it from the start: with the loader's options, the number of the
+// profile if it is not 0, the command line, the addons' command lines as one, their device trees, microcode (the last first) and
+// initramfs archives. Credentials and extensions from the ESP are not part of it.
 func MeasureConfig(c Config, banks []Bank) ([]Prediction, error) {
 	var cmdlines []string
 	var dtbs, microcode, initrds []*Section
@@ -313,6 +311,7 @@ func MeasureConfig(c Config, banks []Bank) ([]Prediction, error) {
 				pcr = bank.extend(pcr, bank.sum(utf16z(s)))
 			}
 		}
+		text(c.Loader)
 		if c.Profile > 0 {
 			text(fmt.Sprint(c.Profile))
 		}

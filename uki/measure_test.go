@@ -9,17 +9,17 @@ import (
 	"github.com/composefs-boot/composefs-boot/uki"
 )
 
-// PCR 12 is extended with the profile's number, the command line, and the addons' parts, in the stub's order.
+// PCR 12 is extended with the boot loader's options, the profile's number, the command line, and the addons' parts, in the stub's order.
 func TestMeasureConfig(t *testing.T) {
 	section := func(name, text string) uki.Section { return uki.NewSection(name, uki.Text(text)) }
 	addon := func(sections ...uki.Section) *uki.Image { return &uki.Image{Profiles: [][]uki.Section{sections}} }
-	c := uki.Config{Profile: 2, Cmdline: " a\tb\n", Addons: []*uki.Image{
+	c := uki.Config{Profile: 2, Loader: "@2", Cmdline: " a\tb\n", Addons: []*uki.Image{
 		addon(section(".cmdline", "one"), section(".ucode", "U1"), section(".initrd", "I1")),
 		addon(section(".dtb", "D"), section(".initrd", "I2")),
 		addon(section(".cmdline", "é\n\x00"), section(".ucode", "U2")),
 	}}
 	var want [32]byte
-	for _, event := range []string{"2\x00\x00\x00", "a\x00 \x00b\x00\x00\x00", "o\x00n\x00e\x00 \x00\xe9\x00\x00\x00", "D", "U2", "U1", "I1", "I2"} {
+	for _, event := range []string{"@\x002\x00\x00\x00", "2\x00\x00\x00", "a\x00 \x00b\x00\x00\x00", "o\x00n\x00e\x00 \x00\xe9\x00\x00\x00", "D", "U2", "U1", "I1", "I2"} {
 		sum := sha256.Sum256([]byte(event))
 		want = sha256.Sum256(append(want[:], sum[:]...))
 	}

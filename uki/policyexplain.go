@@ -29,7 +29,7 @@ type PolicyInfo struct {
 }
 
 // explainedPhases are those that policies are looked up in: of a boot, and of what comes before and after it.
-var explainedPhases = slices.Concat([]string{Phases[3] + ":shutdown", Phases[3] + ":shutdown:final"}, Phases, PhasesWithoutInitrd)
+var explainedPhases = append([]string{"", Phases[3] + ":shutdown", Phases[3] + ":shutdown:final"}, Phases...)
 
 // ExplainPolicies finds out, for each policy in the profiles of a UKI that was read, what it is good for, by predicting the PCR
 // of the profile, and checks the signatures that the key in .pcrpkey made.

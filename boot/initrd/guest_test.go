@@ -41,13 +41,7 @@ func run(t *testing.T, name string, args ...string) string {
 // newSystem installs the Debian that internal/setup has made, and makes a native initramfs for its kernel.
 func newSystem(t *testing.T) system {
 	t.Helper()
-	dir := t.TempDir()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./cmd/...")
-	cmd.Dir = vm.Top(t)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	dir := vm.Programs(t)
 	tree := vm.Cache(t, "os/trixie")
 	s := system{kernel: vm.Kernels(t)["6.12"], disk: filepath.Join(dir, "disk.img"), native: filepath.Join(dir, "initramfs.img")}
 	modules := filepath.Join(tree, "usr/lib/modules", s.kernel.Version)

@@ -25,9 +25,9 @@ var Storage = []string{
 }
 
 // Needed are the modules that the root mount itself needs. The digests of fs-verity are computed by the fastest driver that
-// the processor can use.
+// the processor can use, and the TPM is extended with the phases of the boot.
 var Needed = []string{
-	"erofs", "overlay", "loop", "efivarfs",
+	"erofs", "overlay", "loop", "efivarfs", "tpm_crb", "tpm_tis",
 	"sha256_generic", "sha512_generic", "sha256", "sha512", "sha256_ssse3", "sha512_ssse3", "sha2_ce", "sha512_ce",
 	"crc32c_generic", "crc32c_intel", "crc32c",
 }

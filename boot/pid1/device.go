@@ -164,8 +164,8 @@ func (d Device) Identify() (Filesystem, error) {
 	return Identify(f)
 }
 
-// loaderVariable is where a boot loader tells the partition that it was started from: Boot Loader Interface.
-const loaderVariable = "LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+// loaderVariable is where a boot loader tells the partition that it was started from.
+const loaderVariable = "LoaderDevicePartUUID-" + loaderVendor
 
 // loaderPartition reads the variable: attributes of four bytes, then the GUID as UTF-16.
 func loaderPartition(efivars string) (string, error) {

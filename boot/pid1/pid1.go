@@ -2,7 +2,8 @@
 //
 // It mounts /proc, /sys, /dev and /run, loads the kernel modules of a list, waits for the device that root= names, mounts
 // it at /sysroot, has the root set up by its caller, moves the four mounts there, deletes the initramfs, and executes the
-// system's init. What is to be done is a list of steps that print themselves ([Plan]).
+// system's init. What is to be done is a list of steps that print themselves ([Plan]). Where systemd's initramfs is watched by
+// the TPM, it does the same: PCR 11 is extended with the phases of the boot, and what systemd-stub left is handed over.
 //
 // What it relies on:
 //

@@ -39,8 +39,8 @@ func Plan(r Request, modules []Module) []Step {
 			boot++
 		}
 	}
-	steps := []Step{stepModules{boot}, stepDevice{r.Root, r.Wait}, stepMount{r.Types, r.Flags, r.Mount, r.ReadOnly}, stepSetUp{},
-		stepFindInit{r.Init}}
+	steps := []Step{stepModules{boot}, stepPhase{"enter-initrd"}, stepDevice{r.Root, r.Wait},
+		stepMount{r.Types, r.Flags, r.Mount, r.ReadOnly}, stepSetUp{}, stepFindInit{r.Init}, stepHandOver{}, stepPhase{"leave-initrd"}}
 	for _, dir := range moved {
 		steps = append(steps, stepMove{dir})
 	}
@@ -163,19 +163,13 @@ func notFound(s stepDevice, seen, problems []string) error {
 	return fmt.Errorf("not found in %v: %s", s.wait, text)
 }
 
-// readLoaderPartition mounts efivarfs, if need be, and reads the boot loader's partition.
-func readLoaderPartition() (string, error) {
-	const dir = "/sys/firmware/efi/efivars"
-	if _, err := os.Stat(dir); err != nil {
-		return "", errors.New("this machine was not started by UEFI")
-	}
-	err := unix.Mount("efivarfs", dir, "efivarfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, "")
-	if err != nil && err != unix.EBUSY {
-		return "", fmt.Errorf("%s: mount efivarfs: %w", dir, err)
-	}
-	// systemd mounts it anew, as it wants it.
-	defer unix.Unmount(dir, unix.MNT_DETACH)
-	return loaderPartition(dir)
+// readLoaderPartition reads which partition the boot loader was started from.
+func readLoaderPartition() (uuid string, err error) {
+	err = withVariables(func(dir string) error {
+		uuid, err = loaderPartition(dir)
+		return err
+	})
+	return uuid, err
 }
 
 func (s stepMount) do(r *run) error {

@@ -16,10 +16,13 @@ func TestPlan(t *testing.T) {
 	}{
 		{"root=UUID=ab rw init=/bin/sh", `
 load 2 kernel modules
+measure enter-initrd if the stub measures
 wait for UUID=ab, at most 30s
 mount it at /sysroot
 make the composefs image the root at /sysroot
 find /sbin/init or /usr/lib/systemd/systemd in it
+hand over what the stub left
+measure leave-initrd if the stub measures
 move /dev into it
 move /proc into it
 move /sys into it
@@ -29,10 +32,13 @@ execute it
 `, false},
 		{"root=/dev/sda1 rootfstype=xfs,btrfs rootflags=noatime,x=y rootwait init=/app", `
 load 2 kernel modules
+measure enter-initrd if the stub measures
 wait for /dev/sda1, for ever
 mount it at /sysroot as xfs or btrfs, read-only, with x=y
 make the composefs image the root at /sysroot
 find /app in it, as init= says
+hand over what the stub left
+measure leave-initrd if the stub measures
 move /dev into it
 move /proc into it
 move /sys into it

@@ -257,15 +257,7 @@ func (c guestCase) judge(t *testing.T, console string) {
 // Everything that needs fs-verity, on real kernels. A kernel boots once; each case has its own disk.
 func TestGuests(t *testing.T) {
 	d := newRootDisk(t)
-	bin := t.TempDir()
-	for _, program := range []string{"composefs-setup-root", "composefs-boot"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(bin, program), "./cmd/"+program)
-		cmd.Dir = vm.Top(t)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
+	bin := vm.Programs(t)
 	// This test's own program does it in the ways of older kernels.
 	cmd := exec.Command("go", "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(bin, "setuproot.test"), ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

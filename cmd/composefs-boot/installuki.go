@@ -122,9 +122,6 @@ func (f *installUKI) openKeys() (keys keyRing, err error) {
 			return keys, named("pcr-private-key", err)
 		}
 		f.policy = &uki.PolicyKey{Signer: key}
-		if f.initrd == nativeInitrd {
-			f.policy.Phases = uki.PhasesWithoutInitrd
-		}
 	}
 	f.public = keys.public()
 	return keys, nil

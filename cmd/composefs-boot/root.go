@@ -77,8 +77,9 @@ and ukify for systemd's.`,
 	root.MarkFlagsMutuallyExclusive("repo", "user", "system", "no-repo")
 	root.AddCommand(a.imageCommands()...)
 	root.AddCommand(a.repositoryCommands()...)
-	root.AddCommand(a.mountCommand(), a.ociCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand())
+	root.AddCommand(a.mountCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand())
 	root.AddCommand(a.initrdCommand(), a.ukiCommand(), a.keysCommand(), a.chainCommand(), a.manCommand(root))
+	root.AddCommand(a.ociCommand())
 	root.AddCommand(a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand(), a.ukifyCommand())
 	return root
 }

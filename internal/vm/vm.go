@@ -5,10 +5,13 @@
 package vm
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +31,14 @@ type Config struct {
 	Append string   // kernel command line
 	Disks  []string // raw images; guests write to them
 	Memory int      // MiB; 0 is 1024
-	TPM    bool     // an empty TPM 2.0
+	TPM    bool     // a TPM 2.0, empty
+
+	// What a machine keeps from one start to the next; both are made if they are not there.
+	Variables string // file with the firmware's variables
+	TPMState  string // directory with the state of a TPM, which the machine then has
+
+	// Reboots is how often the guest may restart itself; the time after that, it ends.
+	Reboots int
 }
 
 // Machine is a guest that runs.
@@ -100,26 +110,43 @@ func Start(t testing.TB, c Config) *Machine {
 		c.Memory = 1024
 	}
 	args := []string{"-machine", "q35,accel=tcg", "-cpu", "max,-svm,-la57", "-smp", "1", "-m", fmt.Sprint(c.Memory),
-		"-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-net", "none"}
+		"-nodefaults", "-display", "none", "-serial", "stdio", "-net", "none"}
 	if c.Kernel != "" {
 		args = append(args, "-kernel", c.Kernel, "-initrd", c.Initrd, "-append", "console=ttyS0 panic=-1 "+c.Append)
 	} else {
-		vars := filepath.Join(t.TempDir(), "vars.fd")
-		b, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
-		if err == nil {
-			err = os.WriteFile(vars, b, 0o600)
+		if c.Variables == "" {
+			c.Variables = filepath.Join(t.TempDir(), "vars.fd")
 		}
-		if err != nil {
-			t.Fatalf("%v: run \"make setup\"", err)
-		}
+		makeVariables(t, c.Variables)
 		args = append(args, "-drive", "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd",
-			"-drive", "if=pflash,format=raw,file="+vars)
+			"-drive", "if=pflash,format=raw,file="+c.Variables)
 	}
 	for _, d := range c.Disks {
 		args = append(args, "-drive", "file="+d+",format=raw,if=virtio,cache=unsafe")
 	}
-	if c.TPM {
-		args = append(args, "-chardev", "socket,id=tpm,path="+startTPM(t), "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm")
+	// The path of a socket has at most 108 bytes.
+	sockets, err := os.MkdirTemp("", "vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(sockets) })
+	if c.TPMState == "" && c.TPM {
+		c.TPMState = filepath.Join(sockets, "state")
+	}
+	if c.TPMState != "" {
+		socket := filepath.Join(sockets, "tpm")
+		startTPM(t, socket, c.TPMState)
+		args = append(args, "-chardev", "socket,id=tpm,path="+socket, "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm")
+	}
+	var events *net.UnixListener
+	if c.Reboots == 0 {
+		args = append(args, "-no-reboot")
+	} else {
+		path := filepath.Join(sockets, "events")
+		if events, err = net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"}); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "-qmp", "unix:"+path)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
@@ -131,8 +158,14 @@ func Start(t testing.TB, c Config) *Machine {
 		release()
 		t.Fatalf("%v: run \"make setup\"", err)
 	}
+	if events != nil {
+		go m.countReboots(events, c.Reboots)
+	}
 	go func() {
 		cmd.Wait()
+		if events != nil {
+			events.Close()
+		}
 		release()
 		close(m.ended)
 	}()
@@ -140,15 +173,28 @@ func Start(t testing.TB, c Config) *Machine {
 	return m
 }
 
-// startTPM starts a TPM and returns its socket. It ends with the guest, or with the test.
-func startTPM(t testing.TB) string {
+// makeVariables makes the file of a firmware that has just been installed: without keys, it lets everything boot.
+func makeVariables(t testing.TB, path string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "tpm") // a path of a socket is short
+	if _, err := os.Stat(path); err == nil {
+		return
+	}
+	b, err := os.ReadFile("/usr/share/OVMF/OVMF_VARS_4M.fd")
+	if err == nil {
+		err = os.WriteFile(path, b, 0o600)
+	}
 	if err != nil {
+		t.Fatalf("%v: run \"make setup\"", err)
+	}
+}
+
+// startTPM starts a TPM that listens on a socket. It ends with the guest, or with the test.
+func startTPM(t testing.TB, socket, state string) {
+	t.Helper()
+	if err := os.MkdirAll(state, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	socket := filepath.Join(dir, "socket")
-	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir, "--ctrl", "type=unixio,path="+socket,
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state, "--ctrl", "type=unixio,path="+socket,
 		"--flags", "startup-clear", "--terminate")
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("%v: run \"make setup\"", err)
@@ -156,16 +202,34 @@ func startTPM(t testing.TB) string {
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
-		os.RemoveAll(dir)
 	})
 	for range 100 {
 		if _, err := os.Stat(socket); err == nil {
-			return socket
+			return
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatal("swtpm does not make its socket")
-	return ""
+}
+
+// countReboots ends the guest when it restarts itself more often than it may. QEMU tells what happens to the machine by its
+// protocol QMP: lines of JSON.
+func (m *Machine) countReboots(events *net.UnixListener, most int) {
+	conn, err := events.Accept()
+	if err != nil {
+		return // it ended before
+	}
+	defer conn.Close()
+	fmt.Fprintln(conn, `{"execute": "qmp_capabilities"}`)
+	lines := bufio.NewScanner(conn)
+	for count := 0; lines.Scan(); {
+		var line struct{ Event string }
+		if json.Unmarshal(lines.Bytes(), &line) == nil && line.Event == "RESET" {
+			if count++; count > most {
+				m.cancel()
+			}
+		}
+	}
 }
 
 // Stop ends the guest, as if its power was cut.

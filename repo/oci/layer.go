@@ -18,8 +18,8 @@ func ImportLayer(ctx context.Context, r *repo.Repo, layer io.Reader, diffID Dige
 		return fsverity.Digest{}, err
 	}
 	defer i.Abort()
-	var d fsverity.Digest
-	if err := (&pull{r: r}).present(diffID, LayerContent, &d); err != nil {
+	d, err := present(r, diffID, LayerContent)
+	if err != nil {
 		return d, err
 	}
 	if d.IsZero() {

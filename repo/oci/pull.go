@@ -76,7 +76,7 @@ type PullStats struct {
 }
 
 // checkpoint is how many bytes of new objects are made durable at once, with the layers that are complete.
-const checkpoint = 64 << 20
+const checkpoint = 128 << 20
 
 // Pull brings an image into the repository and makes its composefs images. Layers that are there are not read. The tag is set
 // when everything that it leads to is durable. What an interrupted pull has left is used by the next one.
@@ -213,7 +213,8 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 	missing := map[Digest][]int{} // an image may have the same layer twice
 	var order []Digest
 	for k, id := range ids {
-		if err := p.present(id, image.layerContent(), &image.Layers[k]); err != nil {
+		var err error
+		if image.Layers[k], err = present(p.r, id, image.layerContent()); err != nil {
 			return err
 		}
 		if !image.Layers[k].IsZero() {
@@ -240,7 +241,7 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		workers.Go(func() {
 			for id := range work {
 				k := missing[id]
-				d, err := p.layer(ctx, s, image.Manifest.Layers[k[0]], id, image.Manifest.IsImage())
+				d, err := p.layer(ctx, s, image.Manifest.Layers[k[0]], id, image.layerContent())
 				if err != nil {
 					stop(fmt.Errorf("layer %s: %w", image.Manifest.Layers[k[0]].Digest, err))
 					continue
@@ -303,29 +304,34 @@ func (i *Image) layerContent() uint64 {
 	return BlobContent
 }
 
-// present finds the stream of a layer that is there already. A damaged one is made anew.
-func (p *pull) present(id Digest, contentType uint64, to *fsverity.Digest) error {
-	d, err := p.r.StreamObject(layerStream + string(id))
+// present returns the stream of a layer that is there already, zero if there is none. A damaged one is made anew.
+func present(r *repo.Repo, id Digest, contentType uint64) (fsverity.Digest, error) {
+	d, err := r.StreamObject(layerStream + string(id))
 	if err == nil {
 		var s *repo.Stream
-		if s, err = p.r.OpenStream(d, contentType); err == nil {
-			*to = d
-			return s.Close()
+		if s, err = r.OpenStream(d, contentType); err == nil {
+			return d, s.Close()
 		}
 	}
 	if lost(err) {
-		return nil
+		err = nil
 	}
-	return err
+	return fsverity.Digest{}, err
 }
 
-// lost tells of something that is not there, or not sound: it is brought again.
+// lost tells of something that is not there, or not sound, or something else of the same digest, an artifact that is an archive: it
+// is brought again.
 func lost(err error) bool {
-	return errors.Is(err, repo.ErrNotFound) || errors.Is(err, repo.ErrCorrupt) || errors.Is(err, repo.ErrNoVerity)
+	for _, reason := range []error{repo.ErrNotFound, repo.ErrCorrupt, repo.ErrNoVerity, repo.ErrContentType} {
+		if errors.Is(err, reason) {
+			return true
+		}
+	}
+	return false
 }
 
 // layer brings one layer, and makes it durable if there is enough to be so.
-func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, isImage bool) (fsverity.Digest, error) {
+func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64) (fsverity.Digest, error) {
 	var kept *repo.Partial
 	if p.o.Resume {
 		var err error
@@ -333,17 +339,12 @@ func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Diges
 			return fsverity.Digest{}, err
 		}
 		// Who had it until now has brought it, perhaps.
-		var d fsverity.Digest
-		content := uint64(BlobContent)
-		if isImage {
-			content = LayerContent
-		}
-		if err := p.present(id, content, &d); err != nil || !d.IsZero() {
+		if d, err := present(p.r, id, content); err != nil || !d.IsZero() {
 			kept.Remove()
 			return d, err
 		}
 	}
-	done, err := p.read(ctx, s, blob, id, isImage, kept)
+	done, err := p.read(ctx, s, blob, id, content, kept)
 	if err != nil {
 		return done.stream, err
 	}
@@ -399,7 +400,7 @@ func (p *pull) openKept(ctx context.Context, blob Digest) (*repo.Partial, error)
 
 // read makes a layer of a blob, of which something may have been kept. What was kept is not believed more than what comes: if it
 // leads to nothing good, it is brought from the beginning.
-func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest, isImage bool, kept *repo.Partial) (split, error) {
+func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64, kept *repo.Partial) (split, error) {
 	for {
 		in := p.open(ctx, blob)
 		if kept != nil {
@@ -417,7 +418,7 @@ func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest
 		}
 		var done split
 		var err error
-		if isImage {
+		if content == LayerContent {
 			done, err = s.layer(ctx, in, id)
 		} else {
 			done, err = p.artifact(in, blob)
@@ -466,124 +467,6 @@ func (p *pull) artifact(in io.Reader, blob Descriptor) (split, error) {
 	}
 	done := split{files: 1}
 	return done.put(p.i, w)
-}
-
-// images makes the composefs images that are not there yet: the plain ones, and the bootable ones if they are asked for.
-func (p *pull) images(ctx context.Context, image *Image) error {
-	if !image.Manifest.IsImage() {
-		return nil
-	}
-	want := make([]LinkedImage, 0, 2*len(p.o.Formats))
-	for _, f := range p.o.Formats {
-		want = append(want, LinkedImage{Format: f})
-	}
-	if p.o.Transform != nil && p.o.Expected.IsZero() {
-		for _, f := range p.o.Formats {
-			want = append(want, LinkedImage{Format: f, Bootable: true})
-		}
-	}
-	var missing []LinkedImage
-	for _, l := range want {
-		d, ok := image.Find(l.Bootable, l.Format, l.Xattrs)
-		if ok {
-			var err error
-			if ok, err = p.i.Has(d); err != nil {
-				return err
-			}
-		}
-		if !ok {
-			missing = append(missing, l)
-		}
-	}
-	if len(missing) > 0 {
-		if err := p.make(ctx, image, missing); err != nil {
-			return err
-		}
-	}
-	if p.o.Expected.IsZero() {
-		return nil
-	}
-	return p.search(ctx, image)
-}
-
-// tree makes the tree of which images are made that keep these extended attributes.
-func (p *pull) tree(ctx context.Context, image *Image, mode fstree.XattrMode) (*fstree.Tree, error) {
-	// The layers and their objects can be read when they have names.
-	if err := p.checkpoint(); err != nil {
-		return nil, err
-	}
-	tree, err := image.Tree(ctx, p.r, p.i, p.o.Limits)
-	if err == nil {
-		err = tree.MakeContainerRoot(mode)
-	}
-	return tree, err
-}
-
-func (p *pull) transform(tree *fstree.Tree) error {
-	if err := p.i.Checkpoint(); err != nil { // files with holes
-		return err
-	}
-	return p.o.Transform(tree, Files(p.r))
-}
-
-// make makes images, the bootable ones last.
-func (p *pull) make(ctx context.Context, image *Image, list []LinkedImage) error {
-	tree, err := p.tree(ctx, image, fstree.XattrsAllowlist)
-	if err != nil {
-		return err
-	}
-	transformed := false
-	for _, l := range list {
-		if l.Bootable && !transformed {
-			if err := p.transform(tree); err != nil {
-				return err
-			}
-			transformed = true
-		}
-		if l.Digest, err = p.i.PutImage(tree, l.Format, ""); err != nil {
-			return err
-		}
-		image.link(l)
-	}
-	return nil
-}
-
-// search makes the image to boot that has the expected digest.
-func (p *pull) search(ctx context.Context, image *Image) error {
-	tried := 0
-	for _, mode := range []fstree.XattrMode{fstree.XattrsAllowlist, fstree.XattrsKeepUser} {
-		tree, err := p.tree(ctx, image, mode)
-		if err == nil {
-			err = p.transform(tree)
-		}
-		if err != nil {
-			return err
-		}
-		for _, f := range []erofs.Format{erofs.V1, erofs.V2} {
-			digester := fsverity.NewDigester(p.r.Algorithm())
-			if err := erofs.Write(digester, tree, f); err != nil {
-				return err
-			}
-			tried++
-			if digester.Sum() != p.o.Expected {
-				continue
-			}
-			d, err := p.i.PutImage(tree, f, "")
-			if err != nil {
-				return err
-			}
-			image.link(LinkedImage{Digest: d, Bootable: true, Format: f, Xattrs: mode})
-			return nil
-		}
-	}
-	return fmt.Errorf("no image to boot has the expected digest %v: %d ways to make it were tried", p.o.Expected, tried)
-}
-
-// link adds a composefs image, or replaces the one of its kind.
-func (i *Image) link(l LinkedImage) {
-	i.Linked = slices.DeleteFunc(slices.Clone(i.Linked), func(have LinkedImage) bool { return have.key() == l.key() })
-	i.Linked = append(i.Linked, l)
-	slices.SortFunc(i.Linked, LinkedImage.compare)
 }
 
 // write stores the streams of config and manifest, and sets the tag.

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,7 +107,12 @@ func TestResume(t *testing.T) {
 		size += int64(len(b))
 	}
 	random := rand.New(rand.NewPCG(4, 5))
-	source.cut = func() int { return 1 + random.IntN(200_000) }
+	var mu sync.Mutex
+	source.cut = func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return 1 + random.IntN(200_000)
+	}
 	r := newRepo(t, fsverity.SHA256, erofs.V1)
 	if _, err := oci.Pull(ctx, r, source, oci.PullOptions{Tag: "a"}); err == nil || !strings.Contains(err.Error(), "connection reset") {
 		t.Errorf("without another attempt: %v", err)
@@ -387,6 +393,7 @@ func TestFsckAndPullAgain(t *testing.T) {
 		{"layer's name", oci.LayerStreamMissing, func(_ *repo.Repo, i *oci.Image) string {
 			return "streams/oci-layer-" + string(i.Config.RootFS.DiffIDs[0])
 		}},
+		{"image's name", oci.ErofsImageMissing, func(_ *repo.Repo, i *oci.Image) string { return "images/" + i.Linked[0].Digest.String() }},
 		{"image", oci.ErofsImageMissing, func(_ *repo.Repo, i *oci.Image) string { return object(i.Linked[0].Digest) }},
 	} {
 		r := newRepo(t, fsverity.SHA256, erofs.V1)
@@ -395,7 +402,7 @@ func TestFsckAndPullAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		path := filepath.Join(r.Path(), c.path(r, result.Image))
-		if strings.Contains(path, "/streams/") {
+		if !strings.Contains(path, "/objects/") {
 			err = os.Remove(path)
 		} else {
 			err = os.WriteFile(path, []byte("something else"), 0o644)
@@ -449,6 +456,19 @@ func TestArtifact(t *testing.T) {
 	}
 	if _, err := pulled.Image.Tree(ctx, r, nil, oci.Limits{}); !errors.Is(err, oci.ErrNotImage) {
 		t.Error(err)
+	}
+	// An artifact that is the same archive as a layer does not stand in the way of the image.
+	layer := bigLayers(5, 1, 2)[0]
+	same := &memory{blobs: map[oci.Digest][]byte{}}
+	same.manifest = fmt.Appendf(nil, `{"config": {"digest": %q, "size": 2}, "layers": [{"digest": %q, "size": %d}]}`,
+		same.add([]byte("{}")), same.add(layer), len(layer))
+	for _, s := range []*memory{same, newSource(nil, layer), same} {
+		if _, err := oci.Pull(ctx, r, s, oci.PullOptions{Tag: string(oci.DigestOf(s.manifest))}); err != nil {
+			t.Error(err)
+		}
+	}
+	if report, err := oci.Fsck(ctx, r, oci.FsckOptions{}); err != nil || len(report.Findings) > 0 {
+		t.Error(report.Findings, err)
 	}
 	signature.blobs[blob] = []byte("a signaturf")
 	if _, err := oci.Pull(ctx, newRepo(t, fsverity.SHA256, erofs.V1), signature, oci.PullOptions{}); err == nil {

@@ -187,13 +187,3 @@ func (s *Reader) readNamed(size int64, at section) error {
 	}
 	return nil
 }
-
-// Find returns the stream that a name leads to.
-func (s *Reader) Find(name string) (fsverity.Digest, bool) {
-	for _, n := range s.Named {
-		if n.Name == name {
-			return n.Stream, true
-		}
-	}
-	return fsverity.Digest{}, false
-}

@@ -196,9 +196,9 @@ func roundTrip(t *testing.T, b []byte, wide bool) {
 	if len(s.Objects) != len(objects) || s.ContentType != 42 || len(s.Named) != len(names) {
 		t.Fatalf("%d objects, %d names, type %d", len(s.Objects), len(s.Named), s.ContentType)
 	}
-	for name, d := range names {
-		if got, ok := s.Find(name); !ok || got != d {
-			t.Fatalf("name %q leads to %v", name, got)
+	for _, n := range s.Named {
+		if names[n.Name] != n.Stream {
+			t.Fatalf("name %q leads to %v", n.Name, n.Stream)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
+	"golang.org/x/sys/unix"
 )
 
 // TPMVariable is the environment variable that says where the TPM is: a device, or the Unix socket of one in software (swtpm
@@ -130,14 +131,18 @@ func connectTPM() (transport.TPMCloser, error) {
 	if info.Mode()&fs.ModeDevice == 0 {
 		return nil, fmt.Errorf("%s: no device or socket: look at %s", path, TPMVariable)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	// Not by os.OpenFile, which makes it non-blocking: then an answer that is not there yet reads as the end of the file.
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		err = &fs.PathError{Op: "open", Path: path, Err: err}
+	}
 	if errors.Is(err, fs.ErrPermission) {
 		err = fmt.Errorf("%w: be root, or a member of the device's group", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return transport.FromReadWriteCloser(f), nil
+	return transport.FromReadWriteCloser(os.NewFile(uintptr(fd), path)), nil
 }
 
 // readPublic takes keys that can sign what this program has hashed, with the scheme that firmware and TPM policies want.
