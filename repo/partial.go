@@ -55,5 +55,14 @@ func (r *Repo) OpenPartial(ctx context.Context, name string, l LockOptions) (*Pa
 	}
 }
 
+// RemovePartial removes the file of that name, if there is one. Whoever has it open goes on with it.
+func (r *Repo) RemovePartial(name string) error {
+	err := r.unlink("tmp/" + name)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // there is no tmp/
+	}
+	return err
+}
+
 // Remove removes the file, which is not wanted any more, and closes it.
 func (p *Partial) Remove() error { return errors.Join(p.r.unlink(p.path), p.Close()) }

@@ -219,6 +219,11 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		}
 		if !image.Layers[k].IsZero() {
 			p.stats.Present++
+			if p.o.Resume { // who has brought it was killed before that, perhaps
+				if err := p.r.RemovePartial(keptName(image.Manifest.Layers[k].Digest)); err != nil {
+					return err
+				}
+			}
 			p.o.Progress.Layers.Add(1)
 			continue
 		}
@@ -373,11 +378,14 @@ func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Diges
 	return done.stream, err
 }
 
+// keptName is the name of the file with what was received of a blob.
+func keptName(blob Digest) string { return "blob-" + strings.Replace(string(blob), ":", "-", 1) }
+
 // openKept opens the file for the bytes of a blob. While it waits for another pull, that one may wait for a layer which is complete
 // here: so that neither waits for ever, nobody who waits holds anything, and what becomes complete meanwhile is let go at once.
 func (p *pull) openKept(ctx context.Context, blob Digest) (*repo.Partial, error) {
 	waited := false
-	kept, err := p.r.OpenPartial(ctx, "blob-"+strings.Replace(string(blob), ":", "-", 1), repo.LockOptions{
+	kept, err := p.r.OpenPartial(ctx, keptName(blob), repo.LockOptions{
 		Timeout: p.o.Lock.Timeout,
 		Waiting: func(holder string) {
 			waited = true

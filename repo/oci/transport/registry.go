@@ -6,25 +6,53 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net/http"
 	"reflect"
+	"regexp"
+	"strings"
 
 	"github.com/docker/distribution/registry/api/errcode"
 	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/types"
 
 	"github.com/composefs-boot/composefs-boot/repo/oci"
 )
 
-// blobAt opens a blob of a registry from an offset on. The library has range requests in the method GetBlobAt, whose argument is a
-// slice of a type that other modules cannot name (struct{ Offset, Length uint64 }); therefore it is called by reflection. GetBlob
-// would do for the beginning, but goes on by itself, and waits a second, when the connection breaks.
+// registryBlob opens a blob of a registry. The library can ask for a part of one, see blobAt. If the registry does not know that, or
+// sends the whole instead, which the library cannot be relied upon to read (v5.41.2: after a broken connection it returns bytes that
+// it has not read, or panics), the whole is asked for, as it is for the beginning.
+func (i *Image) registryBlob(ctx context.Context, info types.BlobInfo, offset int64) (io.ReadCloser, error) {
+	if offset > 0 && !i.noRanges.Load() {
+		r, err := blobAt(ctx, i.source, info, offset)
+		if r != nil || err != nil && !errors.Is(i.explain(err), oci.ErrPermanent) {
+			return r, err
+		}
+		i.noRanges.Store(true)
+	}
+	ctx, stop := context.WithCancel(ctx)
+	r, _, err := i.source.GetBlob(ctx, info, none.NoCache)
+	if err == nil && offset > 0 {
+		_, err = io.CopyN(io.Discard, r, offset)
+	}
+	if err != nil {
+		stop()
+		if r != nil {
+			r.Close()
+		}
+		return nil, err
+	}
+	return &body{r, stop}, nil
+}
+
+// blobAt opens a blob from an offset on. It returns nil if the registry sends the whole. The library has range requests in the method
+// GetBlobAt, whose argument is a slice of a type that other modules cannot name (struct{ Offset, Length uint64 }); therefore it is
+// called by reflection.
 func blobAt(ctx context.Context, source types.ImageSource, info types.BlobInfo, offset int64) (io.ReadCloser, error) {
 	get := reflect.ValueOf(source).MethodByName("GetBlobAt")
 	chunks := reflect.MakeSlice(get.Type().In(2), 1, 1)
 	chunks.Index(0).FieldByName("Offset").SetUint(uint64(offset))
-	chunks.Index(0).FieldByName("Length").SetUint(math.MaxUint64) // to the end
+	chunks.Index(0).FieldByName("Length").SetUint(uint64(info.Size - offset)) // some registries know no ranges without an end
 	ctx, stop := context.WithCancel(ctx)
 	out := get.Call([]reflect.Value{reflect.ValueOf(ctx), reflect.ValueOf(info), chunks})
 	if err, _ := out[2].Interface().(error); err != nil {
@@ -32,41 +60,47 @@ func blobAt(ctx context.Context, source types.ImageSource, info types.BlobInfo, 
 		return nil, err
 	}
 	streams, failures := out[0].Interface().(chan io.ReadCloser), out[1].Interface().(chan error)
-	for streams != nil || failures != nil {
-		select {
-		case r, ok := <-streams:
-			if ok {
-				return &body{r, failures, stop}, nil
-			}
-			streams = nil
-		case err, ok := <-failures:
-			if ok {
-				stop()
-				return nil, err
-			}
-			failures = nil
+	drain := func() { // the library waits until somebody hears of it
+		for range failures {
 		}
 	}
-	stop()
-	return nil, errors.New("the registry sends no content")
+	select {
+	case r, ok := <-streams:
+		go drain()
+		if !ok {
+			stop()
+			return nil, errors.New("the registry sends no content")
+		}
+		// The body of a part is that of the HTTP response itself.
+		kind := reflect.TypeOf(r)
+		if kind.Kind() == reflect.Pointer {
+			kind = kind.Elem()
+		}
+		if strings.HasPrefix(kind.PkgPath(), "net/http") {
+			return &body{r, stop}, nil
+		}
+		stop()
+		r.Close()
+		return nil, nil
+	case err, ok := <-failures:
+		stop()
+		if !ok {
+			err = errors.New("the registry sends no content")
+		}
+		return nil, err
+	}
 }
 
 // body is what a registry sends.
 type body struct {
 	io.ReadCloser
-	failures chan error
-	stop     context.CancelFunc
+	stop context.CancelFunc
 }
 
-// Close ends the connection first: the library would read the rest of what comes.
+// Close ends the connection first, so that nobody reads the rest of what comes.
 func (b *body) Close() error {
 	b.stop()
-	err := b.ReadCloser.Close()
-	go func() {
-		for range b.failures { // until the library has done with it
-		}
-	}()
-	return err
+	return b.ReadCloser.Close()
 }
 
 // explain marks errors that another attempt does not help against, and names the way out of some.
@@ -94,8 +128,11 @@ func (i *Image) explain(err error) error {
 			return oci.Permanent(err)
 		}
 	}
-	if !i.Remote() {
+	if !i.Remote() || refused.MatchString(err.Error()) {
 		return oci.Permanent(err)
 	}
 	return err
 }
+
+// refused is how the library puts an answer of 400 to 499, of those that do not pass, which has no body for programs to read.
+var refused = regexp.MustCompile(`StatusCode: 4(0[^8]|[13-9]\d|2[^9])\b`)

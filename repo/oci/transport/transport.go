@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/sirupsen/logrus"
@@ -68,6 +69,7 @@ type Image struct {
 	ref       types.ImageReference
 	source    types.ImageSource // nil for an OCI layout
 	layout    *oci.Layout
+	noRanges  atomic.Bool // the registry always sends blobs from the beginning
 
 	mu      sync.Mutex
 	storage map[oci.Digest]types.BlobInfo // containers-storage: layers of the manifest, as they are kept
@@ -176,7 +178,7 @@ func (i *Image) Blob(ctx context.Context, d oci.Descriptor, offset int64) (io.Re
 	}
 	info := types.BlobInfo{Digest: digest.Digest(d.Digest), Size: d.Size, MediaType: d.MediaType}
 	if i.Remote() {
-		r, err := blobAt(ctx, i.source, info, offset)
+		r, err := i.registryBlob(ctx, info, offset)
 		return r, d.Size, i.explain(err)
 	}
 	i.mu.Lock()
