@@ -48,6 +48,6 @@ func TestSecureBoot(t *testing.T) {
 	}
 	run(t, nil, "mcopy", "-o", "-i", esp, file, uki)
 	m = vm.Start(t, config)
-	m.Expect(`(?i)access denied|security violation`, never+"|composefs-")
+	m.Expect(`(?i)access denied|security violation`, never+"|composefs-show|composefs-setup-root")
 	m.Stop()
 }

@@ -86,8 +86,9 @@ func (a *app) ukiMeasureCommand() *cobra.Command {
 		Use:   "measure FILE",
 		Short: "Predict the PCRs of a UKI",
 		Long: `Predict PCR 11 of the TPM, which the stub extends with the sections and systemd with the phases of the boot: for every
-profile, phase and bank. No TPM is needed. With --cmdline or --addon, PCR 12 is predicted as well, as the stub extends it with
-the command line that it is started with, in place of the UKI's, and with addons.
+profile, phase and bank. No TPM is needed. With --cmdline, --addon or --systemd-boot, PCR 12 is predicted as well, as the stub
+extends it with the number of the profile, the command line that it is started with, in place of the UKI's, and with addons, and
+systemd-boot before that with the profile that it starts.
 
 With --private-key, the values of PCR 11 are signed, and the policies printed as JSON, as systemd-measure does: with them, secrets can
 be had that are sealed to the key. With --policy-digest, what is to be signed elsewhere is printed. Of a UKI with several profiles,
@@ -106,6 +107,7 @@ one is signed, as the policies of a profile belong to it alone.`,
 	profile := f.String("profile", "", "only this profile, by `NUMBER|ID`")
 	cmdline := f.String("cmdline", "", "command line that the stub is started with, `TEXT`")
 	addons := f.StringArray("addon", nil, "addon `FILE`, in the order in which the stub loads them")
+	menu := f.Bool("systemd-boot", false, "systemd-boot starts the UKI, not the firmware")
 	sign := ukiSigning{}
 	f.StringVar(&sign.private, "private-key", "", "sign policies with this `KEY`: a PEM file, exec:COMMAND or tpm2:FILE|HANDLE")
 	f.StringVar(&sign.public, "public-key", "", "its public key `FILE`")
@@ -140,8 +142,8 @@ one is signed, as the policies of a profile belong to it alone.`,
 			all = slices.DeleteFunc(all, func(p uki.Prediction) bool { return p.Profile != n })
 		}
 		if key != nil {
-			if *cmdline != "" || len(*addons) > 0 {
-				return usageError{errors.New("--cmdline and --addon: policies are for PCR 11 alone")}
+			if *cmdline != "" || len(*addons) > 0 || *menu {
+				return usageError{errors.New("--cmdline, --addon and --systemd-boot: policies are for PCR 11 alone")}
 			}
 			if sign.private != "" && *profile == "" && m.Bootable() > 1 {
 				return usageError{fmt.Errorf("%s: %d profiles: say with --profile for which the policies are", args[0], m.Bootable())}
@@ -149,7 +151,7 @@ one is signed, as the policies of a profile belong to it alone.`,
 			key.Phases = phases
 			return a.printPolicies(all, *key, sign.old)
 		}
-		if *cmdline != "" || len(*addons) > 0 {
+		if *cmdline != "" || len(*addons) > 0 || *menu {
 			config := uki.Config{Cmdline: *cmdline}
 			for _, path := range *addons {
 				addon, _, err := in.image(path)
@@ -162,7 +164,10 @@ one is signed, as the policies of a profile belong to it alone.`,
 				if *profile != "" && !slices.ContainsFunc(all, func(p uki.Prediction) bool { return p.Profile == n }) {
 					continue
 				}
-				config.Profile = n
+				config.Profile, config.Loader = n, ""
+				if *menu && n > 0 {
+					config.Loader = fmt.Sprintf("@%d", n)
+				}
 				more, err := uki.MeasureConfig(config, banks)
 				if err != nil {
 					return err
