@@ -212,13 +212,8 @@ func (a *app) readSystem(ctx context.Context, from *treeSource, sink fstree.Sink
 	return s, bootable(s.Tree, s.Open, source, treeFlags{bootable: true})
 }
 
-// putSystem reads the source into a repository and makes its image, with a ref that keeps it. Commit is left to the caller, but for
-// an OCI image, which is in the repository then, with its tag.
-func (a *app) putSystem(ctx context.Context, source string, f installFlags, r *repo.Repo, i *repo.Import) (boot.System, error) {
-	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
-	if err != nil {
-		return boot.System{}, err
-	}
+// putSystem reads the source into a repository and makes its image, with a ref that keeps it. Commit is left to the caller.
+func (a *app) putSystem(ctx context.Context, from *treeSource, r *repo.Repo, i *repo.Import, f installFlags) (boot.System, error) {
 	s, err := a.readSystem(ctx, from, i, f)
 	if err != nil {
 		return s, err
@@ -265,7 +260,12 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 		return err
 	}
 	defer i.Abort()
-	s, err := a.putSystem(ctx, source, f, r, i)
+	// An OCI image is in the repository then, with its tag.
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
+	if err != nil {
+		return err
+	}
+	s, err := a.putSystem(ctx, from, r, i, f)
 	if err != nil {
 		return err
 	}
@@ -390,7 +390,12 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 		return err
 	}
 	defer i.Abort()
-	s, err := a.putSystem(ctx, source, f, r, i)
+	// An OCI image is in the repository then, with its tag.
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
+	if err != nil {
+		return err
+	}
+	s, err := a.putSystem(ctx, from, r, i, f)
 	if err != nil {
 		return err
 	}
@@ -400,7 +405,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if err != nil {
 		return err
 	}
-	// Until here, nothing but objects is visible.
+	// Until here, nothing but objects is visible, and an OCI image.
 	if err := i.Commit(); err != nil {
 		return err
 	}

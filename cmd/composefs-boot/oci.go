@@ -28,7 +28,7 @@ The repository keeps the manifest, the config and every layer, from which each c
 	}
 	c.AddCommand(a.ociPullCommand(), a.ociImagesCommand(), a.ociInspectCommand(), a.ociLayerCommand(), a.ociDumpCommand(),
 		a.ociComputeIDCommand(), a.ociLinkedCommand(), a.ociTagCommand(), a.ociUntagCommand(), a.ociRemoveCommand(), a.ociFsckCommand(),
-		a.ociImportLayerCommand(), a.ociMountCommand())
+		a.ociImportLayerCommand(), a.ociMountCommand(), a.ociPrepareBootCommand())
 	return c
 }
 
