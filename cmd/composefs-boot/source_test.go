@@ -93,7 +93,7 @@ func runJSON(t *testing.T, to any, args ...string) {
 	}
 }
 
-// A whole system is the same from its directory and from a registry or layout, whichever command reads it.
+// A whole system is the same from its directory and from a registry or layout, whichever command reads it, and boots.
 func TestSystemFromImage(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	tree, dir := vm.Cache(t, "os/trixie"), t.TempDir()
@@ -144,7 +144,8 @@ func TestSystemFromImage(t *testing.T) {
 		}
 	}
 	var installed installResult
-	runJSON(t, &installed, "install", docker, "--tls-verify=false", "--disk", in("disk.img"), "--dry-run")
+	runJSON(t, &installed, "install", docker, "--tls-verify=false", "--disk", in("disk.img"), "--karg", "console=ttyS0",
+		"--karg", "composefs.show", "--karg", "systemd.journald.forward_to_console=0")
 	got["install --disk"] = installed.Digest
 	installRoot := []string{"install", docker, "--tls-verify=false", "--insecure", "--root", in("root"), "--root-arg", "root=LABEL=os", "--esp", in("esp")}
 	runJSON(t, &installed, append(installRoot, "--dry-run")...)
@@ -172,4 +173,9 @@ func TestSystemFromImage(t *testing.T) {
 	if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) > 0 {
 		t.Errorf("left in the temporary directory: %v", left)
 	}
+	m := vm.Start(t, vm.Config{Disks: []string{in("disk.img")}})
+	const never = "Kernel panic|does not boot|not found in"
+	m.Expect(`Command line: .*composefs.digest=\S+`+want.Digest, never)
+	m.Expect(`composefs-show: done`, never)
+	m.Stop()
 }
