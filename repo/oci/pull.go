@@ -337,6 +337,10 @@ func lost(err error) bool {
 
 // layer brings one layer, and makes it durable if there is enough to be so.
 func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64) (fsverity.Digest, error) {
+	// Else it could be endless: a compressed stream may have any number of bytes for an empty content.
+	if blob.Size > p.o.Limits.Layer {
+		return fsverity.Digest{}, fmt.Errorf("more than %d bytes: %w", p.o.Limits.Layer, ErrTooLarge)
+	}
 	var kept *repo.Partial
 	if p.o.Resume {
 		var err error
@@ -417,6 +421,7 @@ func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest
 				err = kept.Truncate(0)
 			} else if err == nil {
 				in.have = info.Size()
+				p.o.Progress.Total.Add(-in.have)
 			}
 			if err != nil {
 				kept.Close()
@@ -446,6 +451,7 @@ func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest
 			kept.Close()
 			return done, err
 		}
+		p.o.Progress.Total.Add(in.have)
 	}
 }
 
@@ -458,9 +464,6 @@ func (p *pull) count() {
 
 // artifact stores a blob as it is.
 func (p *pull) artifact(in io.Reader, blob Descriptor) (split, error) {
-	if blob.Size > p.o.Limits.Layer {
-		return split{}, fmt.Errorf("%d bytes: %w", blob.Size, ErrTooLarge)
-	}
 	h := blob.Digest.newHash()
 	d, err := p.i.Put(io.TeeReader(in, h), blob.Size)
 	if err == nil {

@@ -49,6 +49,9 @@ func TestMain(m *testing.M) {
 	if reexec.Init() { // the storage library unpacks layers in another process, which is this program again
 		return
 	}
+	if image := os.Getenv("TEST_PULL_IMAGE"); image != "" {
+		os.Exit(pullAlone(image, os.Getenv("TEST_PULL_REPO")))
+	}
 	home, err := os.MkdirTemp("", "transport-test-")
 	if err != nil {
 		panic(err)
@@ -58,12 +61,7 @@ func TestMain(m *testing.M) {
 		"CONTAINERS_REGISTRIES_CONF": filepath.Join(home, "registries.conf"), "DOCKER_CONFIG": home} {
 		os.Setenv(k, v)
 	}
-	code := 0
-	if image := os.Getenv("TEST_PULL_IMAGE"); image != "" {
-		code = pullAlone(image, os.Getenv("TEST_PULL_REPO"))
-	} else {
-		code = m.Run()
-	}
+	code := m.Run()
 	os.RemoveAll(home)
 	os.Exit(code)
 }
