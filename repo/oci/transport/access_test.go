@@ -3,6 +3,7 @@ package transport_test
 import (
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -96,7 +97,7 @@ func TestTLS(t *testing.T) {
 	}
 	// HTTP is for those who ask for it.
 	httpOnly := google(t)
-	if _, err := pull(t, newRepo(t), "docker://"+httpOnly+"/os:1", transport.Options{}, oci.PullOptions{}); !contains(err, "HTTP response to HTTPS client") {
+	if _, err := pull(t, newRepo(t), "docker://"+httpOnly+"/os:1", transport.Options{}, oci.PullOptions{}); !contains(err, "--tls-verify=false") {
 		t.Error(err)
 	}
 }
@@ -118,6 +119,9 @@ blocked = true
 	sysregistriesv2.InvalidateCache()
 	defer sysregistriesv2.InvalidateCache()
 	if _, err := pull(t, newRepo(t), "docker://registry.invalid/os:1", transport.Options{Retry: quick}, oci.PullOptions{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := pull(t, newRepo(t), "docker://nothing.invalid/os:1", transport.Options{}, oci.PullOptions{}); !errors.Is(err, oci.ErrPermanent) {
 		t.Error(err)
 	}
 	if _, err := pull(t, newRepo(t), "docker://blocked.invalid/os:1", transport.Options{}, oci.PullOptions{}); !contains(err, "blocked") {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"reflect"
 	"regexp"
@@ -110,20 +111,19 @@ func (i *Image) explain(err error) error {
 	}
 	var certificate *tls.CertificateVerificationError
 	var unauthorized docker.ErrUnauthorizedForCredentials
-	var record tls.RecordHeaderError
+	var host *net.DNSError
 	var code errcode.ErrorCoder
 	switch {
 	case errors.As(err, &certificate):
 		return oci.Permanent(fmt.Errorf("%w (--cert-dir names a directory with the *.crt of its authority)", err))
-	case errors.As(err, &record):
+	case errors.As(err, &host) && host.IsNotFound:
+		return oci.Permanent(err)
+	case errors.Is(err, http.ErrSchemeMismatch):
 		return oci.Permanent(fmt.Errorf("%w (--tls-verify=false also permits HTTP)", err))
-	case errors.As(err, &unauthorized):
+	case errors.As(err, &unauthorized), errors.As(err, &code) && statusOf(code) == http.StatusUnauthorized:
 		return oci.Permanent(fmt.Errorf("%w (--authfile names a file with credentials, as podman login --authfile writes it)", err))
-	case errors.As(err, &code):
-		status := code.ErrorCode().Descriptor().HTTPStatusCode
-		if status == http.StatusUnauthorized {
-			return oci.Permanent(fmt.Errorf("%w (--authfile names a file with credentials, as podman login --authfile writes it)", err))
-		}
+	case code != nil:
+		status := statusOf(code)
 		if status >= 400 && status < 500 && status != http.StatusTooManyRequests && status != http.StatusRequestTimeout {
 			return oci.Permanent(err)
 		}
@@ -133,6 +133,8 @@ func (i *Image) explain(err error) error {
 	}
 	return err
 }
+
+func statusOf(c errcode.ErrorCoder) int { return c.ErrorCode().Descriptor().HTTPStatusCode }
 
 // refused is how the library puts an answer of 400 to 499, of those that do not pass, which has no body for programs to read.
 var refused = regexp.MustCompile(`StatusCode: 4(0[^8]|[13-9]\d|2[^9])\b`)

@@ -58,7 +58,7 @@ type Options struct {
 	AuthFile   string // credentials, see auth.json(5)
 	CertDir    string // *.crt of authorities, *.cert and *.key of this machine
 	SkipVerify *bool  // true: any certificate of a registry is accepted, and HTTP
-	Scratch    string // directory for archives that must be unpacked; ""; that of the system, on disk
+	Scratch    string // directory for archives that must be unpacked; "": /var/tmp, or $TMPDIR
 	Retry      oci.Retry
 }
 
