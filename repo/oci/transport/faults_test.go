@@ -208,6 +208,24 @@ func TestKills(t *testing.T) {
 	}
 }
 
+// Where there is no room to keep what comes, the image comes all the same.
+func TestNoRoomToKeep(t *testing.T) {
+	address := google(t)
+	image := imageOf(t, "amd64", layer(18, 60))
+	push(t, address+"/os:1", image)
+	const most = 1 << 20
+	if sizeOf(t, image) < 2*most {
+		t.Fatal("the layer is too small for this")
+	}
+	r := newRepo(t)
+	if out, err := alone("docker://"+address+"/os:1", r, fmt.Sprint("TEST_PULL_FILE_SIZE=", most)).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if left, _ := filepath.Glob(filepath.Join(r.Path(), "tmp/*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
 // What registries do on bad days.
 func TestFaults(t *testing.T) {
 	address := google(t)

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -29,6 +30,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"go.podman.io/storage/pkg/reexec"
+	"golang.org/x/sys/unix"
 
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
@@ -68,6 +70,11 @@ func TestMain(m *testing.M) {
 
 // pullAlone is the program that is started, and killed. It prints how much memory it took; what the parent sees of that is its own.
 func pullAlone(image, path string) int {
+	var most uint64
+	if _, err := fmt.Sscan(os.Getenv("TEST_PULL_FILE_SIZE"), &most); err == nil {
+		signal.Ignore(unix.SIGXFSZ)
+		unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: most, Max: most})
+	}
 	r, err := repo.Open(path, repo.Options{})
 	if err == nil {
 		_, err = pullTo(r, image, transport.Options{SkipVerify: plain, Retry: quick}, oci.PullOptions{Tag: "os"})
