@@ -31,7 +31,11 @@ type System struct {
 
 // Deployment says how a system is to be installed.
 type Deployment struct {
-	// RootArgument tells the initramfs where the physical root is, "root=UUID=...".
+	// ID is the name of the boot entry, without suffix; "" makes one of the image's digest.
+	ID string
+	// NoLoader leaves the boot loader out, which is there already.
+	NoLoader bool
+	// RootArgument tells the initramfs where the physical root is, "root=UUID=..."; "" if the arguments do.
 	RootArgument string
 	// Arguments are added to the kernel command line.
 	Arguments []string
@@ -100,11 +104,16 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 		return Plan{}, fmt.Errorf("kernel arguments %q: they would change which image is booted", d.Arguments)
 	}
 	p := Plan{Digest: s.Digest, Karg: line, State: "state/deploy/" + hexDigest}
-	loader, err := loaderFiles(s, d)
-	if err != nil {
-		return p, err
+	if d.ID == "" {
+		d.ID = "composefs-" + hexDigest[:32]
 	}
-	p.ESP = loader
+	if !d.NoLoader {
+		loader, err := loaderFiles(s, d)
+		if err != nil {
+			return p, err
+		}
+		p.ESP = loader
+	}
 	// How it is booted, in bootc's words.
 	kind, add := "bls", func() (string, error) { return p.entryFiles(s, d) }
 	if d.Unified != nil || slices.ContainsFunc(s.Resources, func(r Resource) bool { return r.Kind == KindUKI }) {
@@ -138,7 +147,11 @@ func (d Deployment) line(image karg.Image) string {
 			after = append(after, a)
 		}
 	}
-	return strings.Join(slices.Concat(before, []string{image.String(), d.RootArgument, "rw"}, after), " ")
+	fixed := []string{image.String(), d.RootArgument, "rw"}
+	if d.RootArgument == "" {
+		fixed = fixed[:1]
+	}
+	return strings.Join(slices.Concat(before, fixed, after), " ")
 }
 
 func text(name, content string) Place {
@@ -243,7 +256,7 @@ func (p *Plan) entryFiles(s System, d Deployment) (sum string, err error) {
 	if err != nil {
 		return "", err
 	}
-	p.ESP = append(p.ESP, text("loader/entries/composefs-"+p.Digest.String()[:32]+".conf", string(entry.Bytes())))
+	p.ESP = append(p.ESP, text("loader/entries/"+d.ID+".conf", string(entry.Bytes())))
 	return sum, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/uki"
 	"github.com/composefs-boot/composefs-boot/uki/secureboot"
 )
@@ -125,6 +126,9 @@ const (
 // RefuseKeys refuses a directory with a file that has the private half of one of the public keys: an image is for everybody to
 // read. Keys that are encrypted are not recognized.
 func RefuseKeys(dir string, public []crypto.PublicKey) error {
+	if len(public) == 0 {
+		return nil
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -145,7 +149,33 @@ func RefuseKeys(dir string, public []crypto.PublicKey) error {
 		defer f.Close()
 		b, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
 		if err == nil && hasKey(b, public) {
-			err = fmt.Errorf("%s: this is a private key that is signed with here, and all would be able to read it: move it out of the tree", path.Join(dir, name))
+			err = errKeyInTree(path.Join(dir, name))
+		}
+		return err
+	})
+}
+
+func errKeyInTree(name string) error {
+	return fmt.Errorf("%s: this is a private key that is signed with here, and all would be able to read it: move it out of the tree", name)
+}
+
+// RefuseKeysIn refuses a tree as RefuseKeys does a directory.
+func RefuseKeysIn(t *fstree.Tree, open fstree.Open, public []crypto.PublicKey) error {
+	if len(public) == 0 {
+		return nil
+	}
+	return t.Walk(func(name string, i *fstree.Inode) error {
+		if _, ok := i.Content.(*fstree.Object); !ok || i.Size() < minKeyFile || i.Size() > maxKeyFile {
+			return nil
+		}
+		f, err := open(name, i)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		b, err := io.ReadAll(io.LimitReader(f, maxKeyFile))
+		if err == nil && hasKey(b, public) {
+			err = errKeyInTree(name)
 		}
 		return err
 	})

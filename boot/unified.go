@@ -123,7 +123,7 @@ func (p *Plan) unifiedFiles(s System, d Deployment, image karg.Image) (sum strin
 			sealed = append(sealed, r)
 		}
 	}
-	id := "composefs-" + p.Digest.String()[:32]
+	id := d.ID
 	if len(sealed) == 0 {
 		c, err := d.build(s, p.Karg)
 		if err != nil {

@@ -64,6 +64,15 @@ func (r *Repo) lock(ctx context.Context, how int, o LockOptions) (func(), error)
 	if err != nil {
 		return nil, err
 	}
+	if err := r.flock(ctx, f, how, o); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// flock locks an open file of the repository.
+func (r *Repo) flock(ctx context.Context, f *os.File, how int, o LockOptions) error {
 	if o.Timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, o.Timeout)
@@ -72,11 +81,10 @@ func (r *Repo) lock(ctx context.Context, how int, o LockOptions) (func(), error)
 	for wait := time.Millisecond; ; wait = min(2*wait, 200*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return nil
 		}
 		if err != unix.EWOULDBLOCK && err != unix.EINTR {
-			f.Close()
-			return nil, fmt.Errorf("%s: %w", r.path, os.NewSyscallError("flock", err))
+			return fmt.Errorf("%s: %w", r.path, os.NewSyscallError("flock", err))
 		}
 		if o.Waiting != nil {
 			o.Waiting(holder(f))
@@ -84,9 +92,7 @@ func (r *Repo) lock(ctx context.Context, how int, o LockOptions) (func(), error)
 		}
 		select {
 		case <-ctx.Done():
-			by := holder(f)
-			f.Close()
-			return nil, fmt.Errorf("%s: %w by %s: %w", r.path, ErrLocked, by, ctx.Err())
+			return fmt.Errorf("%s: %w by %s: %w", r.path, ErrLocked, holder(f), ctx.Err())
 		case <-time.After(wait):
 		}
 	}

@@ -30,6 +30,7 @@ type treeFlags struct {
 	asIs     bool
 	xattrs   string
 	noCache  bool
+	image    imageFlags
 }
 
 func (t *treeFlags) add(c *cobra.Command, bootable bool) {
@@ -41,6 +42,18 @@ func (t *treeFlags) add(c *cobra.Command, bootable bool) {
 	c.Flags().StringVar(&t.xattrs, "xattrs", fstree.XattrsAllowlist.String(),
 		"extended attributes that are kept: allowlist-only, keep-user-xattrs or all")
 	c.Flags().BoolVar(&t.noCache, "no-cache", false, "read every file, also those that have not changed since they were read last")
+}
+
+// xattrMode returns which extended attributes are kept.
+func (t *treeFlags) xattrMode() (fstree.XattrMode, error) {
+	mode, err := fstree.ParseXattrMode(t.xattrs)
+	if err != nil {
+		return mode, usageError{err}
+	}
+	if t.asIs {
+		mode = fstree.XattrsAll
+	}
+	return mode, nil
 }
 
 // cache returns the digests of the files below a directory that earlier runs have left, nil if there is no place for them.
@@ -55,12 +68,9 @@ func (t *treeFlags) cache(dir string, alg fsverity.Algorithm) *digestcache.Cache
 
 // read reads a directory, and hands contents to the sink.
 func (a *app) read(ctx context.Context, dir string, sink fstree.Sink, cache *digestcache.Cache, t treeFlags) (*fstree.Tree, error) {
-	mode, err := fstree.ParseXattrMode(t.xattrs)
+	mode, err := t.xattrMode()
 	if err != nil {
-		return nil, usageError{err}
-	}
-	if t.asIs {
-		mode = fstree.XattrsAll
+		return nil, err
 	}
 	var counts scan.Progress
 	p := a.startProgress(func() progressEvent {
@@ -91,8 +101,8 @@ func bootable(tree *fstree.Tree, open fstree.Open, dir string, t treeFlags) erro
 	return nil
 }
 
-// compute returns the digest of a directory's image; nothing is stored.
-func (a *app) compute(ctx context.Context, dir string, t treeFlags) (fsverity.Digest, erofs.Format, error) {
+// compute returns the digest that the image of a directory or OCI image has; nothing is stored.
+func (a *app) compute(ctx context.Context, name string, t treeFlags) (fsverity.Digest, erofs.Format, error) {
 	r, err := a.openIfThere()
 	if err != nil {
 		return fsverity.Digest{}, 0, err
@@ -108,16 +118,18 @@ func (a *app) compute(ctx context.Context, dir string, t treeFlags) (fsverity.Di
 	if err != nil {
 		return fsverity.Digest{}, 0, usageError{err}
 	}
-	tree, err := a.read(ctx, dir, scan.Digests(alg), t.cache(dir, alg), t)
-	if err == nil {
-		err = bootable(tree, scan.Files(dir), dir, t)
+	source, err := a.openTree(ctx, name, nil, alg, t.image, "")
+	if err != nil {
+		return fsverity.Digest{}, 0, err
 	}
+	defer source.end()
+	tree, err := source.readBootable(ctx, scan.Digests(alg), alg, t)
 	if err != nil {
 		return fsverity.Digest{}, 0, err
 	}
 	d, err := imageDigest(tree, format, alg)
 	if err != nil {
-		return d, 0, fmt.Errorf("%s: %w", dir, err)
+		return d, 0, fmt.Errorf("%s: %w", name, err)
 	}
 	return d, format, nil
 }
@@ -165,10 +177,14 @@ func argument(d fsverity.Digest, f erofs.Format) string {
 func (a *app) imageCommands() []*cobra.Command {
 	var id, arg, dump, create treeFlags
 	computeID := &cobra.Command{
-		Use:   "compute-id PATH",
+		Use:   "compute-id PATH|IMAGE",
 		Short: "Print the digest of a directory's image",
-		Long:  "Print the digest of a directory's image. No repository is needed, and nothing is stored.",
+		Long: `Print the digest that the composefs image of a directory or of an OCI image has. No repository is needed, and nothing is stored;
+an OCI image is unpacked to a temporary directory ($TMPDIR).
+
+` + imageNames,
 		Example: `  composefs-boot --no-repo compute-id --bootable ./tree
+  composefs-boot --no-repo compute-id --bootable docker://registry.example/os:1
   composefs-boot --hash sha256 --erofs-version 2 compute-id ./tree`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -184,8 +200,9 @@ func (a *app) imageCommands() []*cobra.Command {
 		},
 	}
 	id.add(computeID, true)
+	id.image.add(computeID)
 	computeKarg := &cobra.Command{
-		Use:   "compute-karg PATH",
+		Use:   "compute-karg PATH|IMAGE",
 		Short: "Print the kernel argument that boots a directory's image",
 		Long: `Print the kernel argument that boots a directory's image. The image is always that of the bootable tree.
 
@@ -206,8 +223,9 @@ V0 and V1: composefs.digest=v1-sha512-12:DIGEST; V2: composefs=DIGEST.`,
 		},
 	}
 	arg.add(computeKarg, false)
+	arg.image.add(computeKarg)
 	createDump := &cobra.Command{
-		Use:     "create-dumpfile PATH",
+		Use:     "create-dumpfile PATH|IMAGE",
 		Short:   "Print a directory as a composefs dumpfile",
 		Example: "  composefs-boot --no-repo create-dumpfile --bootable ./tree > tree.dump",
 		Args:    exactly(1),
@@ -222,10 +240,12 @@ V0 and V1: composefs.digest=v1-sha512-12:DIGEST; V2: composefs=DIGEST.`,
 				alg = r.Algorithm()
 				r.Close()
 			}
-			tree, err := a.read(c.Context(), args[0], scan.Digests(alg), dump.cache(args[0], alg), dump)
-			if err == nil {
-				err = bootable(tree, scan.Files(args[0]), args[0], dump)
+			source, err := a.openTree(c.Context(), args[0], nil, alg, dump.image, "")
+			if err != nil {
+				return err
 			}
+			defer source.end()
+			tree, err := source.readBootable(c.Context(), scan.Digests(alg), alg, dump)
 			if err != nil {
 				return err
 			}
@@ -233,12 +253,16 @@ V0 and V1: composefs.digest=v1-sha512-12:DIGEST; V2: composefs=DIGEST.`,
 		},
 	}
 	dump.add(createDump, true)
+	dump.image.add(createDump)
 	createImage := &cobra.Command{
-		Use:   "create-image PATH [NAME]",
+		Use:   "create-image PATH|IMAGE [NAME]",
 		Short: "Bring a directory into the repository and make its image",
-		Long: `Bring the files of a directory into the repository, make the image, and print its digest.
+		Long: `Bring the files of a directory or of an OCI image into the repository, make the composefs image, and print its digest.
 
-With a name the image stays when garbage is collected. An interrupted run leaves whole objects; the next one uses them.`,
+With a name the image stays when garbage is collected. An interrupted run leaves whole objects; the next one uses them. Of an OCI
+image nothing but this is kept: oci pull also keeps its layers, manifest and config.
+
+` + imageNames,
 		Example: `  composefs-boot --repo r create-image --bootable ./tree my-os
   composefs-boot --repo r --json create-image ./tree`,
 		Args: between(1, 2),
@@ -251,6 +275,7 @@ With a name the image stays when garbage is collected. An interrupted run leaves
 		},
 	}
 	create.add(createImage, true)
+	create.image.add(createImage)
 	importImage := &cobra.Command{
 		Use:   "import-image NAME",
 		Short: "Bring an image that is made already into the repository",
@@ -268,7 +293,7 @@ With --from-dumpfile standard input is a composefs dumpfile, and the image is ma
 		a.imagesCommand(), a.imageObjectsCommand(), a.dumpFilesCommand()}
 }
 
-func (a *app) createImage(ctx context.Context, dir, name string, t treeFlags) error {
+func (a *app) createImage(ctx context.Context, name, ref string, t treeFlags) error {
 	return a.withRepo(func(r *repo.Repo) error {
 		format, err := a.erofsFormat(r)
 		if err != nil {
@@ -281,14 +306,16 @@ func (a *app) createImage(ctx context.Context, dir, name string, t treeFlags) er
 		defer i.Abort()
 		known := t.cache(filepath.Join(r.Path(), "objects"), r.Algorithm())
 		i.UseCache(known)
-		tree, err := a.read(ctx, dir, i, t.cache(dir, r.Algorithm()), t)
-		if err == nil {
-			err = bootable(tree, scan.Files(dir), dir, t)
-		}
+		source, err := a.openTree(ctx, name, r, r.Algorithm(), t.image, "")
 		if err != nil {
 			return err
 		}
-		d, err := i.PutImage(tree, format, name)
+		defer source.end()
+		tree, err := source.readBootable(ctx, i, r.Algorithm(), t)
+		if err != nil {
+			return err
+		}
+		d, err := i.PutImage(tree, format, ref)
 		if err != nil {
 			return err
 		}
@@ -299,7 +326,7 @@ func (a *app) createImage(ctx context.Context, dir, name string, t treeFlags) er
 		if a.json {
 			result := newImageResult(d, format)
 			stats := i.Stats()
-			result.Name, result.Objects, result.Reused, result.Bytes = name, &stats.Objects, &stats.Reused, &stats.Bytes
+			result.Name, result.Objects, result.Reused, result.Bytes = ref, &stats.Objects, &stats.Reused, &stats.Bytes
 			return printJSON(a.out, result)
 		}
 		fmt.Fprintf(a.out, "%v:%v\n", d.Algorithm(), d)

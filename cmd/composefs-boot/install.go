@@ -20,6 +20,8 @@ import (
 	"github.com/composefs-boot/composefs-boot/boot/disk"
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/oci"
+	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
@@ -34,6 +36,7 @@ type installFlags struct {
 	size, espSize     int64 // bytes
 	espFree, rootFree int64
 	arch              string
+	image             imageFlags
 	uki               installUKI
 }
 
@@ -83,7 +86,9 @@ func (a *app) installCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "install SOURCE (--disk FILE | --root DIR [--esp DIR])",
 		Short: "Install an operating system",
-		Long: `Install the operating system in the directory SOURCE.
+		Long: `Install the operating system in the directory SOURCE, or in an OCI image.
+
+` + imageNames + ` The repository of the system gets the image with its layers, by which upgrades know what is there.
 
 With --disk a bootable disk image is made: an EFI system partition with systemd-boot, kernel, initramfs and boot entry, and
 an ext4 root with the repository, on which every object has fs-verity enabled. No root is needed, and the same input gives
@@ -107,7 +112,8 @@ hardware does not start any more without its vendor's keys; elsewhere choose it 
   composefs-boot install ./tree --disk disk.img --karg console=ttyS0 --esp-free 268435456 --dry-run
   composefs-boot install ./tree --disk disk.img --uki --secureboot-private-key db.key --secureboot-certificate db.pem
   composefs-boot install ./tree --disk disk.img --uki --initrd native --kernel /usr/lib/modules/6.12.0 --addon console.addon.efi
-  composefs-boot install ./tree --root /mnt --esp /mnt/efi --root-arg root=UUID=...`,
+  composefs-boot install ./tree --root /mnt --esp /mnt/efi --root-arg root=UUID=...
+  composefs-boot install docker://registry.example/os:1 --disk disk.img`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.install(c.Context(), args[0], f) },
 	}
@@ -127,6 +133,7 @@ hardware does not start any more without its vendor's keys; elsewhere choose it 
 	flags.Int64Var(&f.rootFree, "root-free", 256<<20, "`BYTES` to keep free on the root, for state and upgrades")
 	flags.StringVar(&f.arch, "arch", f.arch, "`ARCHITECTURE` of the system: amd64, arm64 or riscv64")
 	f.uki.addTo(flags)
+	f.image.add(c)
 	return c
 }
 
@@ -140,10 +147,18 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 	if err := f.uki.check(); err != nil {
 		return err
 	}
-	keys, err := f.uki.openKeys(source)
+	keys, err := f.uki.openKeys()
 	defer keys.close()
 	if err != nil {
 		return err
+	}
+	if !transport.Is(source) { // it is read first: that is quick, and the rest is not
+		if err := boot.RefuseKeys(source, keys.public()); err != nil {
+			return err
+		}
+	}
+	if f.image.platform == "" {
+		f.image.platform = oci.Platform{OS: "linux", Architecture: f.arch}.String()
 	}
 	if f.disk != "" {
 		return a.installDisk(ctx, source, f)
@@ -176,11 +191,16 @@ func objectsOf(r *repo.Repo) fstree.Open {
 }
 
 // readSystem reads the source, whose large files go to the sink, and makes it bootable. Its files are opened in the source.
-func (a *app) readSystem(ctx context.Context, source string, sink fstree.Sink) (boot.System, error) {
-	s := boot.System{Open: scan.Files(source)}
+func (a *app) readSystem(ctx context.Context, from *treeSource, sink fstree.Sink, f installFlags) (boot.System, error) {
+	s, source := boot.System{Open: from.open()}, from.name
 	var err error
-	if s.Tree, err = a.read(ctx, source, sink, nil, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
+	if s.Tree, err = from.read(ctx, sink, nil, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
 		return s, err
+	}
+	if from.image != nil {
+		if err := boot.RefuseKeysIn(s.Tree, s.Open, f.uki.public); err != nil {
+			return s, fmt.Errorf("%s: %w", source, err)
+		}
 	}
 	// Before /boot is emptied.
 	if s.Resources, err = boot.FindResources(s.Tree, s.Open); err != nil {
@@ -193,8 +213,8 @@ func (a *app) readSystem(ctx context.Context, source string, sink fstree.Sink) (
 }
 
 // putSystem reads the source into a repository and makes its image, with a ref that keeps it. Commit is left to the caller.
-func (a *app) putSystem(ctx context.Context, source string, r *repo.Repo, i *repo.Import) (boot.System, error) {
-	s, err := a.readSystem(ctx, source, i)
+func (a *app) putSystem(ctx context.Context, from *treeSource, r *repo.Repo, i *repo.Import, f installFlags) (boot.System, error) {
+	s, err := a.readSystem(ctx, from, i, f)
 	if err != nil {
 		return s, err
 	}
@@ -240,7 +260,12 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 		return err
 	}
 	defer i.Abort()
-	s, err := a.putSystem(ctx, source, r, i)
+	// An OCI image is in the repository then, with its tag.
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
+	if err != nil {
+		return err
+	}
+	s, err := a.putSystem(ctx, from, r, i, f)
 	if err != nil {
 		return err
 	}
@@ -365,7 +390,12 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 		return err
 	}
 	defer i.Abort()
-	s, err := a.putSystem(ctx, source, r, i)
+	// An OCI image is in the repository then, with its tag.
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
+	if err != nil {
+		return err
+	}
+	s, err := a.putSystem(ctx, from, r, i, f)
 	if err != nil {
 		return err
 	}
@@ -375,7 +405,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if err != nil {
 		return err
 	}
-	// Until here, nothing but objects is visible.
+	// Until here, nothing but objects is visible, and an OCI image.
 	if err := i.Commit(); err != nil {
 		return err
 	}
@@ -411,7 +441,12 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *re
 	if err != nil {
 		return usageError{err}
 	}
-	s, err := a.readSystem(ctx, source, scan.Digests(alg))
+	from, err := a.openTree(ctx, source, nil, alg, f.image, "")
+	if err != nil {
+		return err
+	}
+	defer from.end()
+	s, err := a.readSystem(ctx, from, scan.Digests(alg), f)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/boot"
 	"github.com/composefs-boot/composefs-boot/boot/initrd"
+	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 	"github.com/composefs-boot/composefs-boot/uki"
 	"github.com/composefs-boot/composefs-boot/uki/signer"
 )
@@ -37,6 +38,7 @@ type installUKI struct {
 	// The open keys.
 	sign   *boot.Signing
 	policy *uki.PolicyKey
+	public []crypto.PublicKey // halves of the keys
 }
 
 // nativeInitrd is the word for an initramfs that is made here.
@@ -95,9 +97,8 @@ func (f installUKI) check() error {
 	return nil
 }
 
-// openKeys opens the keys that are named, and makes sure that they are not in the source. They are to be closed, also if there is
-// an error.
-func (f *installUKI) openKeys(source string) (keys keyRing, err error) {
+// openKeys opens the keys that are named. They are to be closed, also if there is an error.
+func (f *installUKI) openKeys() (keys keyRing, err error) {
 	if f.key != "" {
 		certificate, err := signer.ReadCertificate(f.certificate)
 		if err != nil {
@@ -122,14 +123,8 @@ func (f *installUKI) openKeys(source string) (keys keyRing, err error) {
 		}
 		f.policy = &uki.PolicyKey{Signer: key}
 	}
-	var public []crypto.PublicKey
-	for _, key := range keys {
-		public = append(public, key.Public())
-	}
-	if len(public) == 0 {
-		return keys, nil
-	}
-	return keys, boot.RefuseKeys(source, public)
+	f.public = keys.public()
+	return keys, nil
 }
 
 // keyRing is open keys.
@@ -141,6 +136,15 @@ func (r *keyRing) open(name string, public crypto.PublicKey) (*signer.Signer, er
 		*r = append(*r, key)
 	}
 	return key, err
+}
+
+// public returns the public halves.
+func (r keyRing) public() []crypto.PublicKey {
+	var list []crypto.PublicKey
+	for _, key := range r {
+		list = append(list, key.Public())
+	}
+	return list
 }
 
 func (r keyRing) close() {
@@ -193,6 +197,8 @@ func (f installUKI) deploy(ctx context.Context, source string, s boot.System, wh
 		kernel = filepath.Join(source, filepath.Dir(r.Kernel.Path))
 	}
 	switch {
+	case f.initrd == nativeInitrd && transport.Is(source) && (f.kernel == "" || f.setupRoot == ""):
+		return fmt.Errorf("%s: --initrd native takes its files from directories: say --kernel DIR and --setup-root FILE", source)
 	case f.initrd == nativeInitrd && kernel == "":
 		return fmt.Errorf("%s: no kernel in usr/lib/modules, whose modules --initrd native would take: say --kernel DIR", source)
 	case f.initrd == nativeInitrd:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -24,27 +23,14 @@ func (a *app) ociCommand() *cobra.Command {
 		Long: `Pull OCI images into the repository, look at them, and give them back. An image is named by its tag, or by a digest with "@" before it.
 
 The repository keeps the manifest, the config and every layer, from which each can be had again bit for bit.`,
-		Example: `  composefs-boot --repo r oci pull --bootable oci:./layout my-os
+		Example: `  composefs-boot --repo r oci pull --bootable docker://registry.example/os:1 my-os
   composefs-boot --repo r oci images`,
 	}
 	c.AddCommand(a.ociPullCommand(), a.ociImagesCommand(), a.ociInspectCommand(), a.ociLayerCommand(), a.ociDumpCommand(),
 		a.ociComputeIDCommand(), a.ociLinkedCommand(), a.ociTagCommand(), a.ociUntagCommand(), a.ociRemoveCommand(), a.ociFsckCommand(),
-		a.ociImportLayerCommand(), a.ociMountCommand(), a.ociPushCommand(), a.ociCopyCommand(), a.ociHistoryCommand(), a.ociDiffCommand())
+		a.ociImportLayerCommand(), a.ociMountCommand(), a.ociPrepareBootCommand(), a.ociPushCommand(), a.ociCopyCommand(),
+		a.ociHistoryCommand(), a.ociDiffCommand())
 	return c
-}
-
-// openImageSource opens what an image reference names: a transport, a colon, and what the transport makes of the rest.
-func openImageSource(image string) (oci.Source, io.Closer, error) {
-	transport, rest, ok := strings.Cut(image, ":")
-	if !ok || transport != "oci" {
-		return nil, nil, usageError{fmt.Errorf("image %q: want oci:DIRECTORY or oci:DIRECTORY:TAG", image)}
-	}
-	dir, tag := rest, ""
-	if k := strings.LastIndexByte(rest, ':'); k >= 0 && !strings.Contains(rest[k:], "/") {
-		dir, tag = rest[:k], rest[k+1:]
-	}
-	l, err := oci.OpenLayout(dir, tag)
-	return l, l, err
 }
 
 // ociPullResult is what oci pull prints as JSON.
@@ -64,8 +50,10 @@ func (a *app) ociPullCommand() *cobra.Command {
 		Short: "Pull an image into the repository",
 		Long: `Pull an image into the repository, make its composefs image, and tag it with a name, which is IMAGE if there is no other.
 
-IMAGE is oci:DIRECTORY or oci:DIRECTORY:TAG, an OCI layout. Layers that are there are not read again. An interrupted pull leaves
-whole layers and objects; the next one uses them. The tag is set when everything is durable.
+` + imageNames + `
+
+Layers that are there are not read again. A pull from a registry that was interrupted goes on where it was, in the middle of a layer,
+and of several pulls that want the same layer one brings it. The tag is set when everything is durable.
 
 Artifacts that refer to the image, signatures for example, come along from a layout. With --keep-blobs, compressed layers are kept as
 they come, too, which takes as much space as was downloaded: then oci push gives them back with the same digests, whoever compressed
@@ -74,20 +62,18 @@ them. Layers that are there are read again for that.
 With --expected-digest the image to boot is looked for that has this digest, among the formats and the extended attributes that may
 have been kept when it was made; it is an error if there is none, and the image gets no tag.`,
 		Example: `  composefs-boot --repo r oci pull --bootable oci:./layout my-os
+  composefs-boot --repo r oci pull docker://registry.example/os:1
   composefs-boot --repo r oci pull --platform linux/arm64 oci:./layout:latest my-os`,
 		Args: between(1, 2),
 	}
 	bootable := c.Flags().Bool("bootable", false, "make an image to boot, too: SELinux labels, empty /boot and /sysroot")
 	expected := c.Flags().String("expected-digest", "", "the `DIGEST` that the image to boot is to have (with --bootable)")
 	keep := c.Flags().Bool("keep-blobs", false, "keep compressed layers as they come, too, so that oci push has their digests")
-	platform := c.Flags().String("platform", oci.ThisPlatform().String(), "which image of an index, by `OS/ARCHITECTURE`")
+	var reached imageFlags
+	reached.add(c)
 	limit := c.Flags().Int64("max-layer-size", 64<<30, "give up when a layer has more than this number of `BYTES`, decompressed")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		o := oci.PullOptions{Tag: args[len(args)-1], KeepBlobs: *keep, Limits: oci.Limits{Layer: *limit}, Lock: a.lock()}
-		var err error
-		if o.Platform, err = oci.ParsePlatform(*platform); err != nil {
-			return usageError{err}
-		}
+		o := oci.PullOptions{Tag: args[len(args)-1], KeepBlobs: *keep, Limits: oci.Limits{Layer: *limit}}
 		if a.format != "" {
 			f, err := erofs.ParseFormat(a.format)
 			if err != nil {
@@ -102,32 +88,20 @@ have been kept when it was made; it is an error if there is none, and the image 
 			if !*bootable {
 				return usageError{errors.New("--expected-digest goes with --bootable")}
 			}
+			var err error
 			if o.Expected, err = fsverity.ParseHex(*expected); err != nil {
 				return usageError{fmt.Errorf("--expected-digest: %w", err)}
 			}
 		}
-		return a.withRepo(func(r *repo.Repo) error { return a.ociPull(c.Context(), r, args[0], o) })
+		return a.withRepo(func(r *repo.Repo) error { return a.ociPull(c.Context(), r, args[0], reached, o) })
 	}
 	return c
 }
 
-func (a *app) ociPull(ctx context.Context, r *repo.Repo, image string, o oci.PullOptions) error {
-	source, end, err := openImageSource(image)
+func (a *app) ociPull(ctx context.Context, r *repo.Repo, image string, f imageFlags, o oci.PullOptions) error {
+	result, err := a.pull(ctx, r, image, f, o)
 	if err != nil {
 		return err
-	}
-	defer end.Close()
-	o.Progress = &oci.Progress{}
-	p := a.startProgress(func() progressEvent {
-		return progressEvent{What: "pulling " + image, Bytes: o.Progress.Bytes.Load(), Total: o.Progress.Total.Load()}
-	})
-	result, err := oci.Pull(ctx, r, source, o)
-	if err == nil {
-		_, err = oci.PullReferrers(ctx, r, source, result.Image.Digest, o)
-	}
-	p.end()
-	if err != nil {
-		return fmt.Errorf("%s: %w", image, err)
 	}
 	i, s := result.Image, result.Stats
 	format := r.Format()

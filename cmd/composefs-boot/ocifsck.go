@@ -56,6 +56,9 @@ The exit code is 1 if something is wrong, or still wrong after a repair; with --
 	}
 	metadataOnly := c.Flags().Bool("metadata-only", false, "do not look at the content of objects")
 	fix := c.Flags().Bool("repair", false, "bring again what images lack")
+	var reached imageFlags
+	reached.add(c)
+	c.Flags().MarkHidden("platform") // digests say which
 	from := c.Flags().String("from", "", "with --repair: the `SOURCE` of what is not in the repository any more")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		switch {
@@ -69,7 +72,7 @@ The exit code is 1 if something is wrong, or still wrong after a repair; with --
 			if !*fix {
 				return a.ociFsck(c.Context(), r, o, nil)
 			}
-			repaired, err := a.ociRepair(c.Context(), r, o.Image, *from)
+			repaired, err := a.ociRepair(c.Context(), r, o.Image, *from, reached)
 			if err != nil {
 				return err
 			}
@@ -80,12 +83,13 @@ The exit code is 1 if something is wrong, or still wrong after a repair; with --
 }
 
 // openRepairSource opens another repository, or an image reference; nothing if the name is "".
-func (a *app) openRepairSource(name string) (oci.Source, io.Closer, error) {
+func openRepairSource(ctx context.Context, name string, f imageFlags) (oci.Source, io.Closer, error) {
 	if name == "" {
 		return nil, io.NopCloser(nil), nil
 	}
 	if info, err := os.Stat(name); err != nil || !info.IsDir() {
-		return openImageSource(name)
+		source, err := f.openImage(ctx, name)
+		return source, source, err
 	}
 	other, err := repo.Open(name, repo.Options{})
 	if err != nil {
@@ -95,13 +99,13 @@ func (a *app) openRepairSource(name string) (oci.Source, io.Closer, error) {
 }
 
 // ociRepair brings again what images lack, and says so.
-func (a *app) ociRepair(ctx context.Context, r *repo.Repo, image, from string) (*ociRepairResult, error) {
-	source, end, err := a.openRepairSource(from)
+func (a *app) ociRepair(ctx context.Context, r *repo.Repo, image, from string, f imageFlags) (*ociRepairResult, error) {
+	source, end, err := openRepairSource(ctx, from, f)
 	if err != nil {
 		return nil, err
 	}
 	defer end.Close()
-	o := oci.RepairOptions{Image: image, Transform: boot.Transform, Progress: &oci.Progress{}, Lock: a.lock()}
+	o := oci.RepairOptions{Image: image, Transform: boot.Transform, Retry: oci.DefaultRetry, Progress: &oci.Progress{}, Lock: a.lock()}
 	p := a.startProgress(func() progressEvent { return progressEvent{What: "repairing", Bytes: o.Progress.Bytes.Load()} })
 	report, err := oci.Repair(ctx, r, source, o)
 	p.end()

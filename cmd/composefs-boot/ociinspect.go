@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -216,14 +217,11 @@ func (o *ociTreeFlags) add(c *cobra.Command) {
 		"extended attributes that are kept: allowlist-only, keep-user-xattrs or all")
 }
 
-// ociTree makes the tree of an image from its layers. It may be named by the digest of its config as well; then the layers are
-// verified, unless verity names the config's stream, which vouches for them.
-func (a *app) ociTree(c *cobra.Command, r *repo.Repo, args []string, o ociTreeFlags) (*fstree.Tree, error) {
-	mode, err := fstree.ParseXattrMode(o.xattrs)
-	if err != nil {
-		return nil, usageError{err}
-	}
+// openOCI opens an image. It may be named by the digest of its config as well; then the layers are verified, unless verity, the second
+// argument, names the config's stream, which vouches for them.
+func openOCI(ctx context.Context, r *repo.Repo, args []string) (*oci.Image, error) {
 	var i *oci.Image
+	var err error
 	digest, byDigest := strings.CutPrefix(args[0], "@")
 	if byDigest {
 		d, err := oci.ParseDigest(digest)
@@ -244,9 +242,22 @@ func (a *app) ociTree(c *cobra.Command, r *repo.Repo, args []string, o ociTreeFl
 	case len(args) == 2 && i.ConfigStream().String() != strings.ToLower(args[1]):
 		return nil, fmt.Errorf("image %s: the stream of its config has digest %v, not %s", args[0], i.ConfigStream(), args[1])
 	case len(args) == 1 && byDigest:
-		if err := i.VerifyLayers(c.Context(), r); err != nil {
+		if err := i.VerifyLayers(ctx, r); err != nil {
 			return nil, err
 		}
+	}
+	return i, nil
+}
+
+// ociTree makes the tree of an image from its layers, see openOCI.
+func (a *app) ociTree(c *cobra.Command, r *repo.Repo, args []string, o ociTreeFlags) (*fstree.Tree, error) {
+	mode, err := fstree.ParseXattrMode(o.xattrs)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	i, err := openOCI(c.Context(), r, args)
+	if err != nil {
+		return nil, err
 	}
 	tree, err := i.Tree(c.Context(), r, scan.Digests(r.Algorithm()), oci.Limits{})
 	if err == nil {

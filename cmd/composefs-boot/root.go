@@ -170,7 +170,7 @@ func (a *app) erofsFormat(r *repo.Repo) (erofs.Format, error) {
 func (a *app) lock() repo.LockOptions {
 	return repo.LockOptions{Timeout: a.lockTimeout, Waiting: func(holder string) {
 		if !a.quiet {
-			fmt.Fprintf(a.err, "waiting for %s, which has locked the repository\n", holder)
+			fmt.Fprintf(a.err, "waiting for %s, which is using the repository\n", holder)
 		}
 	}}
 }

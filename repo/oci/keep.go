@@ -50,25 +50,24 @@ func (k *keeper) read(blob io.Reader) io.Reader {
 
 // end ends it after the blob was read, with an error or without one. A source may give the layer otherwise than the manifest
 // describes it, uncompressed: then it is not what was to be kept.
-func (k *keeper) end(done *split, err error) error {
+func (k *keeper) end(done *split, err error) {
 	if k == nil {
-		return err
+		return
 	}
 	k.in.CloseWithError(err)
 	<-k.done
 	if err != nil || k.err != nil || k.blob.Digest.check(k.hash) != nil {
-		return err
+		return
 	}
 	done.files++
 	k.p.mu.Lock()
 	defer k.p.mu.Unlock()
-	k.p.kept[k.blob.Digest] = k.at
-	return nil
+	k.p.blobs[k.blob.Digest] = k.at
 }
 
 // lacksBlob reports whether the blob of a layer is to be kept, and is not. A repair has found that out already.
 func (p *pull) lacksBlob(image *Image, blob Descriptor, id Digest) (bool, error) {
-	if !p.o.KeepBlobs || p.again != nil || !image.Manifest.IsImage() || blob.Digest == id {
+	if !p.o.KeepBlobs || p.repair || !image.Manifest.IsImage() || blob.Digest == id {
 		return false, nil
 	}
 	at, ok := image.Blobs[blob.Digest]

@@ -104,7 +104,7 @@ func blobPath(d Digest) string { return "blobs/" + strings.Replace(string(d), ":
 func (l *Layout) open(name string) (*os.File, fs.FileInfo, error) {
 	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe there would block
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w: %w", l.name, ErrPermanent, err)
+		return nil, nil, Permanent(fmt.Errorf("%s: %w", l.name, err))
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
@@ -112,7 +112,7 @@ func (l *Layout) open(name string) (*os.File, fs.FileInfo, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, nil, fmt.Errorf("%s/%s: %w: %w", l.name, name, ErrPermanent, err)
+		return nil, nil, Permanent(fmt.Errorf("%s/%s: %w", l.name, name, err))
 	}
 	return f, info, nil
 }

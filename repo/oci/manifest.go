@@ -130,6 +130,12 @@ func parseConfig(b []byte, layers int) (Config, error) {
 	return c, nil
 }
 
+// IsIndex reports whether the bytes are those of an index of images rather than of a manifest, as Pull takes them.
+func IsIndex(b []byte) (bool, error) {
+	_, is, err := isIndex(b)
+	return is, err
+}
+
 // isIndex reports whether it is an index of images rather than a manifest.
 func isIndex(b []byte) (index, bool, error) {
 	var i index

@@ -15,7 +15,7 @@
 // artifacts have streams of their own content type, by the digest of the blob. This is how composefs-rs 0.9 keeps images: either
 // program reads, checks and extends what the other has written.
 //
-// [Pull] reads an image from a [Source]. Layers are downloaded, decompressed, hashed and split at the same time, see splitter. The
+// [Pull] reads an image from a [Source]; repo/oci/transport has those that are behind a network. Layers are downloaded, decompressed, hashed and split at the same time, see splitter. The
 // archive comes back bit for bit, so that the digest of a layer can be checked, and the layer given away again. For that, the
 // headers must be kept as they are, which archive/tar does not hand out; so tarReader is our own, over blocks of 512 bytes, and
 // one reader serves both the archive that is split and the stream that is read.
@@ -31,6 +31,10 @@
 //   - What could lead out of the tree, or what readers of archives take in different ways, is an error.
 //
 // The root gets the metadata of /usr, /run is emptied, and extended attributes are filtered: fstree.Tree.MakeContainerRoot.
+//
+// From far away, a pull goes on where an earlier one was stopped ([PullOptions].Resume). A compressed stream cannot be entered in the
+// middle, so the compressed bytes of a layer are kept in tmp/ until its stream is durable, and are decompressed again; objects that are
+// there are not written again. The file of a blob is locked by who brings it: who wants the same blob waits, and then finds the layer.
 //
 // [Push] gives an image to a [Target], with the digests that it had. Manifest and config are kept as they were, and the archives of the
 // layers; what the manifest names is the archives compressed. A compressed layer is given as it came if that was kept, or compressed

@@ -51,10 +51,14 @@ type PullOptions struct {
 	// KeepBlobs keeps layers as they come, too, if they are compressed: they are given back with their digests, whoever compressed
 	// them. It costs what was downloaded. Once kept, they stay with the image.
 	KeepBlobs bool
-	Limits    Limits
-	Retry     Retry
-	Progress  *Progress
-	Lock      repo.LockOptions
+	// Resume keeps the bytes of layers in the repository until the layers are durable: a pull that was killed or lost its network
+	// goes on in the middle of a layer, and of several pulls that want the same layer one brings it and the others wait. It is for
+	// sources that are far away, and hand out blobs as the manifest describes them.
+	Resume   bool
+	Limits   Limits
+	Retry    Retry
+	Progress *Progress
+	Lock     repo.LockOptions
 }
 
 // PullResult is what a pull has brought.
@@ -100,8 +104,11 @@ func Pull(ctx context.Context, r *repo.Repo, source Source, o PullOptions) (Pull
 		return PullResult{}, err
 	}
 	defer i.Abort()
-	p := &pull{r: r, i: i, source: source, o: o, kept: map[Digest]fsverity.Digest{}}
+	p := &pull{r: r, i: i, source: source, o: o, blobs: map[Digest]fsverity.Digest{}, again: map[Digest]bool{}}
 	image, err := p.run(ctx)
+	for _, k := range p.kept {
+		k.Close()
+	}
 	if err != nil {
 		return PullResult{}, err
 	}
@@ -116,12 +123,15 @@ type pull struct {
 	source Source
 	o      PullOptions
 
-	mu    sync.Mutex
-	saved int64            // bytes of new objects at the last checkpoint
-	own   repo.ImportStats // of layers' streams
-	stats PullStats
-	kept  map[Digest]fsverity.Digest // blobs, see PullOptions.KeepBlobs
-	again map[Digest]bool            // layers that are brought though they are there: they are not sound
+	mu      sync.Mutex
+	saved   int64            // bytes of new objects at the last checkpoint
+	own     repo.ImportStats // of layers' streams
+	stats   PullStats
+	kept    []*repo.Partial            // of layers that are complete, but not yet durable
+	waiting int                        // workers that want a layer which another pull brings
+	blobs   map[Digest]fsverity.Digest // that were kept, see PullOptions.KeepBlobs
+	again   map[Digest]bool            // layers that are brought though they are there
+	repair  bool                       // again is known beforehand
 }
 
 func (p *pull) run(ctx context.Context) (*Image, error) {
@@ -157,7 +167,11 @@ func (p *pull) describe(ctx context.Context) (*Image, error) {
 	image := &Image{Blobs: map[Digest]fsverity.Digest{}}
 	var d Digest
 	for depth := 0; ; depth++ {
-		b, err := p.source.Manifest(ctx, d)
+		var b []byte
+		err := p.o.Retry.Do(ctx, func() (err error) {
+			b, err = p.source.Manifest(ctx, d)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -221,8 +235,16 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		if err != nil {
 			return err
 		}
-		if !image.Layers[k].IsZero() && !lacks && !p.again[id] {
+		if lacks {
+			p.again[id] = true
+		}
+		if !image.Layers[k].IsZero() && !p.again[id] {
 			p.stats.Present++
+			if p.o.Resume { // who has brought it was killed before that, perhaps
+				if err := p.r.RemovePartial(keptName(image.Manifest.Layers[k].Digest)); err != nil {
+					return err
+				}
+			}
 			p.o.Progress.Layers.Add(1)
 			continue
 		}
@@ -245,7 +267,7 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		workers.Go(func() {
 			for id := range work {
 				k := missing[id]
-				d, err := p.layer(ctx, s, image.Manifest.Layers[k[0]], id, image.Manifest.IsImage())
+				d, err := p.layer(ctx, s, image.Manifest.Layers[k[0]], id, image.layerContent())
 				if err != nil {
 					stop(fmt.Errorf("layer %s: %w", image.Manifest.Layers[k[0]].Digest, err))
 					continue
@@ -264,11 +286,29 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 	}
 	close(work)
 	workers.Wait()
-	if err := context.Cause(ctx); err != nil {
+	err := p.checkpoint() // also if one has failed: the others are not brought again
+	if err := cmp.Or(context.Cause(ctx), err); err != nil {
 		return err
 	}
 	p.count()
 	return nil
+}
+
+// checkpoint makes the layers durable that are complete. Then nothing has to be kept of their blobs any more.
+func (p *pull) checkpoint() error {
+	p.mu.Lock()
+	kept := p.kept
+	p.kept = nil
+	p.mu.Unlock()
+	err := p.i.Checkpoint()
+	for _, k := range kept {
+		if err == nil {
+			k.Remove()
+		} else {
+			k.Close()
+		}
+	}
+	return err
 }
 
 // layerIDs returns the digests by which the layers are known in the repository: diff IDs, or the blobs' own for artifacts.
@@ -317,18 +357,24 @@ func lost(err error) bool {
 }
 
 // layer brings one layer, and makes it durable if there is enough to be so.
-func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, isArchive bool) (fsverity.Digest, error) {
-	in := p.open(ctx, blob)
-	defer in.Close()
-	var done split
-	var err error
-	if isArchive {
-		kept := p.keeper(blob, id)
-		done, err = s.layer(ctx, kept.read(in), id)
-		err = kept.end(&done, err)
-	} else {
-		done, err = p.artifact(in, blob)
+func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64) (fsverity.Digest, error) {
+	// Else it could be endless: a compressed stream may have any number of bytes for an empty content.
+	if blob.Size > p.o.Limits.Layer {
+		return fsverity.Digest{}, fmt.Errorf("more than %d bytes: %w", p.o.Limits.Layer, ErrTooLarge)
 	}
+	var kept *repo.Partial
+	if p.o.Resume {
+		var err error
+		if kept, err = p.openKept(ctx, blob.Digest); err != nil {
+			return fsverity.Digest{}, err
+		}
+		// Who had it until now has brought it, perhaps.
+		if d, err := present(p.r, id, content); err != nil || !d.IsZero() && !p.again[id] {
+			kept.Remove()
+			return d, err
+		}
+	}
+	done, err := p.read(ctx, s, blob, id, content, kept)
 	if err != nil {
 		return done.stream, err
 	}
@@ -342,16 +388,94 @@ func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Diges
 		p.own.Objects++
 		p.own.Bytes += done.added
 	}
+	if kept != nil {
+		p.kept = append(p.kept, kept)
+	}
 	all := p.i.Stats().Bytes
-	save := all-p.saved >= checkpoint
+	save := all-p.saved >= checkpoint || p.waiting > 0
 	if save {
 		p.saved = all
 	}
 	p.mu.Unlock()
 	if save {
-		err = p.i.Checkpoint()
+		err = p.checkpoint()
 	}
 	return done.stream, err
+}
+
+// keptName is the name of the file with what was received of a blob.
+func keptName(blob Digest) string { return "blob-" + strings.Replace(string(blob), ":", "-", 1) }
+
+// openKept opens the file for the bytes of a blob. While it waits for another pull, that one may wait for a layer which is complete
+// here: so that neither waits for ever, nobody who waits holds anything, and what becomes complete meanwhile is let go at once.
+func (p *pull) openKept(ctx context.Context, blob Digest) (*repo.Partial, error) {
+	waited := false
+	kept, err := p.r.OpenPartial(ctx, keptName(blob), repo.LockOptions{
+		Timeout: p.o.Lock.Timeout,
+		Waiting: func(holder string) {
+			waited = true
+			p.mu.Lock()
+			p.waiting++
+			p.mu.Unlock()
+			p.checkpoint() // an error will come again
+			if p.o.Lock.Waiting != nil {
+				p.o.Lock.Waiting(holder)
+			}
+		},
+	})
+	if waited {
+		p.mu.Lock()
+		p.waiting--
+		p.mu.Unlock()
+	}
+	return kept, err
+}
+
+// read makes a layer of a blob, of which something may have been kept. What was kept is not believed more than what comes: if it
+// leads to nothing good, it is brought from the beginning.
+func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64, kept *repo.Partial) (split, error) {
+	for {
+		in := p.open(ctx, blob)
+		if kept != nil {
+			info, err := kept.Stat()
+			if err == nil && info.Size() > blob.Size {
+				err = kept.Truncate(0)
+			} else if err == nil {
+				in.have = info.Size()
+				p.o.Progress.Total.Add(-in.have)
+			}
+			if err != nil {
+				kept.Close()
+				return split{}, err
+			}
+			in.kept = kept
+		}
+		var done split
+		var err error
+		if content == LayerContent {
+			keeper := p.keeper(blob, id)
+			done, err = s.layer(ctx, keeper.read(in), id)
+			keeper.end(&done, err)
+		} else {
+			done, err = p.artifact(in, blob)
+		}
+		in.Close()
+		switch {
+		case err == nil || kept == nil:
+			return done, err
+		case in.broken != nil || ctx.Err() != nil:
+			kept.Close() // for the next pull
+			return done, err
+		case in.have == 0:
+			kept.Remove() // it would not be better with what has come
+			return done, err
+		}
+		if err := kept.Truncate(0); err != nil {
+			kept.Close()
+			return done, err
+		}
+		p.o.Progress.Total.Add(in.have)
+	}
 }
 
 // count computes how many objects were new: until now the import has had the layers' objects, and their streams.
@@ -363,9 +487,6 @@ func (p *pull) count() {
 
 // artifact stores a blob as it is.
 func (p *pull) artifact(in io.Reader, blob Descriptor) (split, error) {
-	if blob.Size > p.o.Limits.Layer {
-		return split{}, fmt.Errorf("%d bytes: %w", blob.Size, ErrTooLarge)
-	}
 	h := blob.Digest.newHash()
 	d, err := p.i.Put(io.TeeReader(in, h), blob.Size)
 	if err == nil {
@@ -396,7 +517,7 @@ func (p *pull) write(image *Image) error {
 	if err != nil {
 		return err
 	}
-	for d, at := range p.kept {
+	for d, at := range p.blobs {
 		image.Blobs[d] = at
 	}
 	image.config = config

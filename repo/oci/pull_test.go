@@ -321,6 +321,12 @@ func TestLargeLayers(t *testing.T) {
 			t.Errorf("%s bomb: %v", name, err)
 		}
 	}
+	// Compressed bytes without any content.
+	nothing := newSource(func(int, []byte) []byte { return bytes.Repeat(gzipped(nil), 1000) }, archiveOf())
+	_, err := oci.Pull(ctx, newRepo(t, fsverity.SHA256, erofs.V1), nothing, oci.PullOptions{Limits: oci.Limits{Layer: 10_000}})
+	if !errors.Is(err, oci.ErrTooLarge) || nothing.read.Load() > 10_000 {
+		t.Errorf("empty gzip members: %d bytes, %v", nothing.read.Load(), err)
+	}
 	const size = 512 << 20
 	h := oci.Digest("sha256:" + sumOf(t, zeroFile(size)))
 	var before, after runtime.MemStats

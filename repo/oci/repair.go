@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/composefs-boot/composefs-boot/repo"
@@ -140,7 +141,7 @@ func bringAgain(ctx context.Context, r *repo.Repo, source Source, t Tag, fetched
 	}
 	defer i.Abort()
 	again := map[Digest]bool{}
-	p := &pull{r: r, i: i, kept: map[Digest]fsverity.Digest{}, again: again,
+	p := &pull{r: r, i: i, blobs: map[Digest]fsverity.Digest{}, again: again, repair: true,
 		source: pinned{remains{NewStored(r, ""), source, again, fetched}, t.Image},
 		o:      PullOptions{Transform: o.Transform, Limits: o.Limits.orDefault(), Retry: o.Retry, Progress: o.Progress}}
 	image, err := p.describe(ctx)
@@ -255,6 +256,10 @@ func (p *pull) findLinked(ctx context.Context, image *Image) error {
 			}
 		}
 	}
+	there, err := p.r.ImageNames()
+	if err != nil {
+		return err
+	}
 	for _, l := range kinds {
 		tree, err := p.linkedTree(ctx, image, l)
 		if l.Bootable && err != nil {
@@ -270,7 +275,7 @@ func (p *pull) findLinked(ctx context.Context, image *Image) error {
 			file, _, err := p.r.OpenImage(l.Digest.String())
 			if err == nil {
 				file.Close()
-			} else if errors.Is(err, repo.ErrNotFound) {
+			} else if !slices.Contains(there, l.Digest.String()) {
 				continue
 			} else if _, err := p.i.PutImage(tree, f, ""); err != nil {
 				return err

@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/digestcache"
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/repo/oci"
+	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
+	"github.com/composefs-boot/composefs-boot/repo/scan"
+)
+
+// imageFlags say how an OCI image is reached, in skopeo's words.
+type imageFlags struct {
+	platform          string
+	authFile, certDir string
+	tlsVerify         bool
+	tlsVerifyGiven    func() bool
+}
+
+func (f *imageFlags) add(c *cobra.Command) {
+	flags := c.Flags()
+	flags.StringVar(&f.platform, "platform", "", "which image of an index, by `OS/ARCHITECTURE` [default: "+oci.ThisPlatform().String()+"]")
+	flags.StringVar(&f.authFile, "authfile", "", "`FILE` with credentials for registries [default: that of podman, or of docker]")
+	flags.StringVar(&f.certDir, "cert-dir", "", "`DIR` with *.crt of the registry's authority, *.cert and *.key of this machine")
+	flags.BoolVar(&f.tlsVerify, "tls-verify", true, "want HTTPS of a registry, and a certificate that is trusted [default: as registries.conf says]")
+	flags.Lookup("tls-verify").DefValue = "" // pflag would print another default
+	f.tlsVerifyGiven = func() bool { return flags.Changed("tls-verify") }
+}
+
+const imageNames = `An IMAGE is docker://HOST/NAME:TAG or docker://HOST/NAME@DIGEST in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG],
+docker-archive:FILE[:NAME:TAG], dir:DIR, or containers-storage:NAME of podman. Credentials, mirrors and signature policies are those
+of container engines on this machine.`
+
+// openImage opens what the name of an OCI image names.
+func (f imageFlags) openImage(ctx context.Context, image string) (*transport.Image, error) {
+	if !transport.Is(image) {
+		return nil, usageError{fmt.Errorf("image %q: want TRANSPORT:REFERENCE, docker://... for example, or one of %s", image,
+			strings.Join(transport.Names, ", "))}
+	}
+	to := transport.Options{AuthFile: f.authFile, CertDir: f.certDir, Retry: oci.DefaultRetry}
+	if f.tlsVerifyGiven != nil && f.tlsVerifyGiven() {
+		to.SkipVerify = new(!f.tlsVerify)
+	}
+	return transport.Open(ctx, image, to)
+}
+
+// pull pulls an OCI image into a repository, and the artifacts that refer to it.
+func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags, o oci.PullOptions) (oci.PullResult, error) {
+	if f.platform != "" {
+		var err error
+		if o.Platform, err = oci.ParsePlatform(f.platform); err != nil {
+			return oci.PullResult{}, usageError{err}
+		}
+	}
+	source, err := f.openImage(ctx, image)
+	if err != nil {
+		return oci.PullResult{}, err
+	}
+	defer source.Close()
+	o.Lock, o.Retry, o.Resume, o.Progress = a.lock(), oci.DefaultRetry, source.Remote(), &oci.Progress{}
+	p := a.startProgress(func() progressEvent {
+		return progressEvent{What: "pulling " + image, Bytes: o.Progress.Bytes.Load(), Total: o.Progress.Total.Load()}
+	})
+	defer p.end()
+	result, err := oci.Pull(ctx, r, source, o)
+	if err == nil {
+		_, err = oci.PullReferrers(ctx, r, source, result.Image.Digest, o)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w", image, err)
+	}
+	return result, err
+}
+
+// treeSource is what a tree is made of: a directory, or an OCI image.
+type treeSource struct {
+	a     *app
+	name  string
+	image *oci.Image // nil: a directory
+	repo  *repo.Repo // with the image
+	end   func()
+}
+
+// openTree opens a source. An OCI image is pulled into the repository, or into a temporary one if r is nil, and gets a tag if that is
+// not "".
+func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsverity.Algorithm, f imageFlags, tag string) (*treeSource, error) {
+	s := &treeSource{a: a, name: name, repo: r, end: func() {}}
+	if !transport.Is(name) {
+		return s, nil
+	}
+	if r == nil {
+		dir, err := os.MkdirTemp("", "composefs-boot-")
+		if err != nil {
+			return nil, err
+		}
+		path := filepath.Join(dir, "repo")
+		if _, err = repo.Init(path, repo.Config{Algorithm: alg, Insecure: true}); err == nil {
+			s.repo, err = repo.Open(path, repo.Options{})
+		}
+		if err != nil {
+			os.RemoveAll(dir)
+			return nil, err
+		}
+		s.end = func() {
+			s.repo.Close()
+			os.RemoveAll(dir)
+		}
+	}
+	result, err := a.pull(ctx, s.repo, name, f, oci.PullOptions{Tag: tag})
+	if err != nil {
+		s.end()
+		return nil, err
+	}
+	s.image = result.Image
+	return s, nil
+}
+
+// open opens files of the tree.
+func (s *treeSource) open() fstree.Open {
+	if s.image != nil {
+		return oci.Files(s.repo)
+	}
+	return scan.Files(s.name)
+}
+
+// cache is that of a directory, see treeFlags.
+func (s *treeSource) cache(t treeFlags, alg fsverity.Algorithm) *digestcache.Cache {
+	if s.image != nil {
+		return nil
+	}
+	return t.cache(s.name, alg)
+}
+
+// read makes the tree, and hands the contents of a directory to the sink.
+func (s *treeSource) read(ctx context.Context, sink fstree.Sink, cache *digestcache.Cache, t treeFlags) (*fstree.Tree, error) {
+	if s.image == nil {
+		return s.a.read(ctx, s.name, sink, cache, t)
+	}
+	mode, err := t.xattrMode()
+	if err != nil {
+		return nil, err
+	}
+	tree, err := s.image.Tree(ctx, s.repo, sink, oci.Limits{})
+	if err == nil && !t.asIs {
+		err = tree.MakeContainerRoot(mode)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.name, err)
+	}
+	return tree, nil
+}
+
+// readBootable makes the tree, bootable if that is asked for.
+func (s *treeSource) readBootable(ctx context.Context, sink fstree.Sink, alg fsverity.Algorithm, t treeFlags) (*fstree.Tree, error) {
+	tree, err := s.read(ctx, sink, s.cache(t, alg), t)
+	if err == nil {
+		err = bootable(tree, s.open(), s.name, t)
+	}
+	return tree, err
+}

@@ -1,0 +1,56 @@
+package transport
+
+import (
+	"context"
+	"strings"
+
+	"go.podman.io/image/v5/manifest"
+	"go.podman.io/image/v5/types"
+
+	"github.com/composefs-boot/composefs-boot/repo/oci"
+)
+
+// openLayout opens DIRECTORY or DIRECTORY:TAG. repo/oci reads layouts itself: it tells what is there if the tag is not.
+func openLayout(name string) (*oci.Layout, error) {
+	tag := ""
+	if k := strings.LastIndexByte(name, ':'); k >= 0 && !strings.Contains(name[k:], "/") {
+		name, tag = name[:k], name[k+1:]
+	}
+	return oci.OpenLayout(name, tag)
+}
+
+func (i *Image) layoutManifest(ctx context.Context, d oci.Digest) ([]byte, error) {
+	b, err := i.layout.Manifest(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	if is, err := oci.IsIndex(b); err != nil || is {
+		return b, err
+	}
+	if err := allow(ctx, i.sys, layoutImage{i.ref, b}); err != nil {
+		return nil, oci.Permanent(err)
+	}
+	return b, nil
+}
+
+// layoutImage is what the policy is asked about: layouts have no signatures.
+type layoutImage struct {
+	ref      types.ImageReference
+	manifest []byte
+}
+
+func (l layoutImage) Reference() types.ImageReference { return l.ref }
+
+func (l layoutImage) Manifest(context.Context) ([]byte, string, error) {
+	return l.manifest, manifest.GuessMIMEType(l.manifest), nil
+}
+
+func (l layoutImage) Signatures(context.Context) ([][]byte, error) { return nil, nil }
+
+// Referrers returns the artifacts that refer to an image, if it is in an OCI layout; see oci.Referring.
+func (i *Image) Referrers(ctx context.Context, subject oci.Digest) ([]oci.Descriptor, error) {
+	if i.layout == nil {
+		return nil, nil
+	}
+	return i.layout.Referrers(ctx, subject)
+}
