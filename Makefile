@@ -33,7 +33,7 @@ bench: setup
 # The tools of composefs-rs are built from their crates, which takes about ten minutes.
 interop: setup
 	cargo install --quiet --root $(CACHE)/cargo composefs-ctl@0.9.4 composefs-setup-root@0.9.4
-	go test -tags interop -run TestInterop -v -timeout 30m ./cmd/composefs-boot ./boot/setuproot
+	go test -tags interop -run TestInterop -v -timeout 30m ./cmd/composefs-boot ./boot/setuproot ./repo/oci
 
 FUZZTIME ?= 60s
 fuzz:

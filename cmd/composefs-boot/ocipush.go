@@ -3,27 +3,14 @@ package main
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/composefs-boot/composefs-boot/boot"
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/oci"
+	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 )
-
-// openImageTarget opens what an image reference names to put an image there.
-func openImageTarget(image string) (*oci.LayoutTarget, error) {
-	transport, rest, _ := strings.Cut(image, ":")
-	if transport != "oci" {
-		return nil, usageError{fmt.Errorf("image %q: want oci:DIRECTORY or oci:DIRECTORY:TAG", image)}
-	}
-	dir, tag := rest, ""
-	if k := strings.LastIndexByte(rest, ':'); k >= 0 && !strings.Contains(rest[k:], "/") {
-		dir, tag = rest[:k], rest[k+1:]
-	}
-	return oci.CreateLayout(dir, tag)
-}
 
 // ociPushResult is what oci push prints as JSON.
 type ociPushResult struct {
@@ -47,35 +34,39 @@ func (a *app) ociPushCommand() *cobra.Command {
 		Use:     "push IMAGE DEST",
 		Aliases: []string{"export"},
 		Short:   "Give an image back, with the digests that it had",
-		Long: `Give an image to an OCI layout, and the artifacts that refer to it. DEST is oci:DIRECTORY or oci:DIRECTORY:TAG; other images in the
-layout stay. All that is given is verified, and the index names it when it is durable.
+		Long: `Give an image to a registry or an OCI layout, and the artifacts that refer to it. DEST is docker://HOST/NAME:TAG or oci:DIR[:TAG];
+other images in a layout stay. What is there is not given again. All that is given is verified, and its name comes last.
 
 The digests are those that the image was pulled with. Layers that were not compressed are put together again bit for bit. Compressed
 ones are given as they came if pull --keep-blobs has kept them. Otherwise they are compressed again, in the ways of the usual programs;
 if none of them gives the bytes that the layer had, it is said that it becomes another blob, and the image gets another manifest,
 whose digest is printed. Diff IDs and config, and so the composefs images, are the same then, but signatures are not valid for it, and
 artifacts that refer to the image are left out. With --exact that is an error.`,
-		Example: `  composefs-boot --repo r oci push my-os oci:./layout:stable
+		Example: `  composefs-boot --repo r oci push my-os docker://registry.example/os:1
+  composefs-boot --repo r oci push my-os oci:./layout:stable
   composefs-boot --repo r oci push --exact my-os oci:./layout`,
 		Args: exactly(2),
 	}
 	var o oci.PushOptions
+	var reached imageFlags
+	reached.add(c)
+	c.Flags().MarkHidden("platform") // there is one image
 	c.Flags().BoolVar(&o.Exact, "exact", false, "give up rather than give the image another manifest")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withRepo(func(r *repo.Repo) error {
 			o.Lock = a.lock()
-			return a.ociPush(c.Context(), r, args[0], args[1], o)
+			return a.ociPush(c.Context(), r, args[0], args[1], reached, o)
 		})
 	}
 	return c
 }
 
-func (a *app) ociPush(ctx context.Context, r *repo.Repo, name, dest string, o oci.PushOptions) error {
+func (a *app) ociPush(ctx context.Context, r *repo.Repo, name, dest string, f imageFlags, o oci.PushOptions) error {
 	i, err := oci.Open(r, name)
 	if err != nil {
 		return err
 	}
-	target, err := openImageTarget(dest)
+	target, err := transport.OpenTarget(ctx, dest, f.options())
 	if err != nil {
 		return err
 	}

@@ -46,11 +46,15 @@ func (f imageFlags) openImage(ctx context.Context, image string) (*transport.Ima
 		return nil, usageError{fmt.Errorf("image %q: want TRANSPORT:REFERENCE, docker://... for example, or one of %s", image,
 			strings.Join(transport.Names, ", "))}
 	}
-	to := transport.Options{AuthFile: f.authFile, CertDir: f.certDir, Retry: oci.DefaultRetry}
+	return transport.Open(ctx, image, f.options())
+}
+
+func (f imageFlags) options() transport.Options {
+	o := transport.Options{AuthFile: f.authFile, CertDir: f.certDir, Retry: oci.DefaultRetry}
 	if f.tlsVerifyGiven != nil && f.tlsVerifyGiven() {
-		to.SkipVerify = new(!f.tlsVerify)
+		o.SkipVerify = new(!f.tlsVerify)
 	}
-	return transport.Open(ctx, image, to)
+	return o
 }
 
 // pull pulls an OCI image into a repository, and the artifacts that refer to it.
