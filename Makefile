@@ -27,14 +27,13 @@ demo: build
 
 # The table is examples/bench/results.txt, the drawings are beside it. cfsctl takes part if "make interop" has built it.
 bench: setup
-	internal/setup rivals
 	go test -tags bench -count 1 -run TestBench -v -timeout 30m ./cmd/composefs-boot
 	cd examples/bench && go run ./plot
 
 # The tools of composefs-rs are built from their crates, which takes about ten minutes.
 interop: setup
 	cargo install --quiet --root $(CACHE)/cargo composefs-ctl@0.9.4 composefs-setup-root@0.9.4
-	go test -tags interop -run TestInterop -v -timeout 30m ./cmd/composefs-boot ./boot/setuproot
+	go test -tags interop -run TestInterop -v -timeout 30m ./cmd/composefs-boot ./boot/setuproot ./repo/oci
 
 FUZZTIME ?= 60s
 fuzz:

@@ -36,6 +36,7 @@ var DefaultMargins = Margins{Objects: time.Hour, Temporary: 24 * time.Hour}
 // GCOptions says what is kept besides what refs lead to.
 type GCOptions struct {
 	Roots   []string // names of images (digests) and streams
+	Without []string // refs that count as if they were not there, "streams/refs/oci/NAME": for a dry run
 	Margins Margins
 	Now     time.Time // zero: the time it is
 	Lock    LockOptions
@@ -68,6 +69,9 @@ func (r *Repo) GC(ctx context.Context, o GCOptions) (GCPlan, error) {
 		}
 		defer release()
 		return r.planGC(ctx, o)
+	}
+	if len(o.Without) > 0 {
+		return GCPlan{}, errors.New("refs that are there are only left out in a dry run")
 	}
 	if err := r.writable(); err != nil {
 		return GCPlan{}, err
@@ -143,7 +147,7 @@ func (r *Repo) unlink(name string) error {
 
 func (r *Repo) planGC(ctx context.Context, o GCOptions) (GCPlan, error) {
 	var p GCPlan
-	live, err := r.live(ctx, o.Roots, &p)
+	live, err := r.live(ctx, o, &p)
 	if err != nil {
 		return p, err
 	}
@@ -357,7 +361,7 @@ type liveSet struct {
 }
 
 // live finds what must stay.
-func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, error) {
+func (r *Repo) live(ctx context.Context, o GCOptions, p *GCPlan) (liveSet, error) {
 	live := liveSet{map[fsverity.Digest]bool{}, map[string]map[string]fsverity.Digest{"images": {}, "streams": {}}}
 	byObject := map[fsverity.Digest]string{} // images and streams
 	var start []string
@@ -365,6 +369,9 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 	for _, kind := range []string{"images", "streams"} {
 		names := live.names[kind]
 		if err := r.walkLinks(kind, func(name, target string) {
+			if slices.Contains(o.Without, name) {
+				return
+			}
 			if strings.HasPrefix(name, kind+"/refs/") {
 				wanted := kind + "/" + path.Base(target)
 				wantedBy[wanted] = name
@@ -378,14 +385,14 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 			}
 			names[name] = d
 			byObject[d] = name
-			if slices.Contains(roots, path.Base(name)) {
+			if slices.Contains(o.Roots, path.Base(name)) {
 				start = append(start, name)
 			}
 		}, func(name string) { p.Odd = append(p.Odd, name) }); err != nil {
 			return live, err
 		}
 	}
-	done := map[string]bool{}
+	done, unnamed := map[string]bool{}, map[fsverity.Digest]bool{}
 	for len(start) > 0 {
 		name := start[len(start)-1]
 		start = start[:len(start)-1]
@@ -410,10 +417,25 @@ func (r *Repo) live(ctx context.Context, roots []string, p *GCPlan) (liveSet, er
 		for _, o := range objects {
 			live.objects[o] = true
 		}
-		for _, s := range streams { // or images
+		for len(streams) > 0 { // or images
+			s := streams[0]
+			streams = streams[1:]
 			live.objects[s] = true
 			if name, ok := byObject[s]; ok {
 				start = append(start, name)
+				continue
+			}
+			// The name of a stream may lead to a newer one by now: an OCI config that has got another image. What can be no stream leads
+			// nowhere.
+			if unnamed[s] {
+				continue
+			}
+			unnamed[s] = true
+			if objects, more, err := r.references("", s); err == nil {
+				streams = append(streams, more...)
+				for _, o := range objects {
+					live.objects[o] = true
+				}
 			}
 		}
 	}

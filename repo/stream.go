@@ -131,10 +131,15 @@ func (r *Repo) StreamRefs(dir string) ([]Ref, error) {
 }
 
 // Streams returns the names of all streams, sorted.
-func (r *Repo) Streams() ([]string, error) {
+func (r *Repo) Streams() ([]string, error) { return r.namesIn("streams") }
+
+// ImageNames returns the names of all images, digests, sorted, whether their objects are there or not.
+func (r *Repo) ImageNames() ([]string, error) { return r.namesIn("images") }
+
+func (r *Repo) namesIn(kind string) ([]string, error) {
 	var names []string
-	err := r.walkLinks("streams", func(name, _ string) {
-		if name = strings.TrimPrefix(name, "streams/"); !strings.Contains(name, "/") {
+	err := r.walkLinks(kind, func(name, _ string) {
+		if name = strings.TrimPrefix(name, kind+"/"); !strings.Contains(name, "/") {
 			names = append(names, name)
 		}
 	}, nil)

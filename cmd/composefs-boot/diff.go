@@ -18,6 +18,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/repo/oci"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
@@ -31,6 +32,7 @@ type diffResult struct {
 	Changed     map[string]int `json:"changed"`               // by the first attribute that differs
 	Differences []difference   `json:"differences,omitempty"` // not with --stat
 	SizesOnly   bool           `json:"sizes_only,omitempty"`  // the digests of the contents could not be compared
+	Download    *oci.Download  `json:"download,omitempty"`    // of oci diff
 }
 
 type difference struct {
@@ -73,7 +75,7 @@ algorithms, only the sizes of contents are compared.`,
 		if err := a.readSides(c.Context(), one, two, t, given); err != nil {
 			return err
 		}
-		return a.diff(one, two, *stat)
+		return a.diff(one, two, *stat, nil)
 	}
 	return c
 }
@@ -198,9 +200,9 @@ func (a *app) directoryAlgorithm(one, two *side) (fsverity.Algorithm, error) {
 	return alg, nil
 }
 
-// diff compares the trees and prints what differs.
-func (a *app) diff(one, two *side, stat bool) error {
-	result := diffResult{A: one.name, B: two.name, Changed: map[string]int{}}
+// diff compares the trees and prints what differs. Of OCI images it is known what is to be downloaded.
+func (a *app) diff(one, two *side, stat bool, download *oci.Download) error {
+	result := diffResult{A: one.name, B: two.name, Changed: map[string]int{}, Download: download}
 	if x, y := one.tree.Algorithms(), two.tree.Algorithms(); len(x) > 0 && len(y) > 0 && !(len(x) == 1 && slices.Equal(x, y)) {
 		result.SizesOnly = true
 		fmt.Fprintf(a.err, "%s has digests of %v, %s of %v: contents with two algorithms are compared by size alone\n", one.name, x, two.name, y)

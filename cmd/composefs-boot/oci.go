@@ -19,8 +19,8 @@ import (
 func (a *app) ociCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "oci",
-		Short: "Pull OCI images into the repository, and look at them",
-		Long: `Pull OCI images into the repository, and look at them. An image is named by its tag, or by a digest with "@" before it.
+		Short: "Pull OCI images into the repository, look at them, give them back",
+		Long: `Pull OCI images into the repository, look at them, and give them back. An image is named by its tag, or by a digest with "@" before it.
 
 The repository keeps the manifest, the config and every layer, from which each can be had again bit for bit.`,
 		Example: `  composefs-boot --repo r oci pull --bootable docker://registry.example/os:1 my-os
@@ -28,7 +28,8 @@ The repository keeps the manifest, the config and every layer, from which each c
 	}
 	c.AddCommand(a.ociPullCommand(), a.ociImagesCommand(), a.ociInspectCommand(), a.ociLayerCommand(), a.ociDumpCommand(),
 		a.ociComputeIDCommand(), a.ociLinkedCommand(), a.ociTagCommand(), a.ociUntagCommand(), a.ociRemoveCommand(), a.ociFsckCommand(),
-		a.ociImportLayerCommand(), a.ociMountCommand(), a.ociPrepareBootCommand())
+		a.ociImportLayerCommand(), a.ociMountCommand(), a.ociPrepareBootCommand(), a.ociPushCommand(), a.ociCopyCommand(),
+		a.ociHistoryCommand(), a.ociDiffCommand())
 	return c
 }
 
@@ -54,6 +55,10 @@ func (a *app) ociPullCommand() *cobra.Command {
 Layers that are there are not read again. A pull from a registry that was interrupted goes on where it was, in the middle of a layer,
 and of several pulls that want the same layer one brings it. The tag is set when everything is durable.
 
+Artifacts that refer to the image, signatures for example, come along from a layout. With --keep-blobs, compressed layers are kept as
+they come, too, which takes as much space as was downloaded: then oci push gives them back with the same digests, whoever compressed
+them. Layers that are there are read again for that.
+
 With --expected-digest the image to boot is looked for that has this digest, among the formats and the extended attributes that may
 have been kept when it was made; it is an error if there is none, and the image gets no tag.`,
 		Example: `  composefs-boot --repo r oci pull --bootable oci:./layout my-os
@@ -63,11 +68,12 @@ have been kept when it was made; it is an error if there is none, and the image 
 	}
 	bootable := c.Flags().Bool("bootable", false, "make an image to boot, too: SELinux labels, empty /boot and /sysroot")
 	expected := c.Flags().String("expected-digest", "", "the `DIGEST` that the image to boot is to have (with --bootable)")
+	keep := c.Flags().Bool("keep-blobs", false, "keep compressed layers as they come, too, so that oci push has their digests")
 	var reached imageFlags
 	reached.add(c)
 	limit := c.Flags().Int64("max-layer-size", 64<<30, "give up when a layer has more than this number of `BYTES`, decompressed")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		o := oci.PullOptions{Tag: args[len(args)-1], Limits: oci.Limits{Layer: *limit}}
+		o := oci.PullOptions{Tag: args[len(args)-1], KeepBlobs: *keep, Limits: oci.Limits{Layer: *limit}}
 		if a.format != "" {
 			f, err := erofs.ParseFormat(a.format)
 			if err != nil {
@@ -159,53 +165,6 @@ func (a *app) ociTagCommand() *cobra.Command {
 					return err
 				}
 				fmt.Fprintf(a.out, "Tagged %s as %s\n", d, args[1])
-				return nil
-			})
-		},
-	}
-}
-
-func (a *app) ociUntagCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "untag NAME",
-		Short:   "Take a name away",
-		Long:    "Take a name away. An image that has no other name is removed by gc.",
-		Example: "  composefs-boot --repo r oci untag my-os:old && composefs-boot --repo r gc",
-		Args:    exactly(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.withRepo(func(r *repo.Repo) error {
-				if err := oci.Untag(c.Context(), r, args[0], a.lock()); err != nil {
-					return err
-				}
-				fmt.Fprintf(a.out, "Removed tag %s\n", args[0])
-				return nil
-			})
-		},
-	}
-}
-
-func (a *app) ociRemoveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "rm IMAGE...",
-		Short:   "Take all names of images away",
-		Long:    "Take all names of images away, and let go of the artifacts that refer to them. What nobody else needs is removed by gc.",
-		Example: "  composefs-boot --repo r oci rm my-os && composefs-boot --repo r gc",
-		Args:    between(1, 1<<20),
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.withRepo(func(r *repo.Repo) error {
-				for _, name := range args {
-					i, err := oci.Open(r, name)
-					if err != nil {
-						return err
-					}
-					tags, err := oci.Remove(c.Context(), r, i.Digest, a.lock())
-					for _, tag := range tags {
-						fmt.Fprintf(a.out, "Removed tag %s\n", tag)
-					}
-					if err != nil {
-						return err
-					}
-				}
 				return nil
 			})
 		},

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -377,63 +376,4 @@ any more.`,
 			})
 		},
 	}
-}
-
-// ociFsckResult is what oci fsck prints as JSON.
-type ociFsckResult struct {
-	OK            bool          `json:"ok"`
-	ImagesChecked int           `json:"images_checked"`
-	ImagesCorrupt int           `json:"images_corrupted"`
-	Errors        []string      `json:"errors"`
-	Repo          fsckResult    `json:"repo"`
-	Findings      []oci.Finding `json:"findings"`
-}
-
-func (a *app) ociFsckCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "fsck [IMAGE]",
-		Short: "Check the repository and the images in it",
-		Long: `Check the repository as fsck does, and that every tagged image, or the one with this tag, has what it needs: manifest and config with
-their digests, layers with their diff IDs, composefs images.
-
-The exit code is 1 if something is wrong; with --json it is 0 if the check itself could be done, and "ok" tells the outcome.`,
-		Example: `  composefs-boot --repo r oci fsck
-  composefs-boot --repo r oci fsck --metadata-only my-os`,
-		Args: between(0, 1),
-	}
-	metadataOnly := c.Flags().Bool("metadata-only", false, "do not look at the content of objects")
-	c.RunE = func(c *cobra.Command, args []string) error {
-		return a.withRepo(func(r *repo.Repo) error {
-			var checked atomic.Int64
-			p := a.startProgress(func() progressEvent { return progressEvent{What: "checking", Files: checked.Load()} })
-			report, err := r.Fsck(c.Context(), repo.FsckOptions{MetadataOnly: *metadataOnly, Checked: &checked, Lock: a.lock()})
-			var images oci.FsckReport
-			if err == nil {
-				images, err = oci.Fsck(c.Context(), r, oci.FsckOptions{Image: strings.Join(args, ""), MetadataOnly: *metadataOnly, Lock: a.lock()})
-			}
-			p.end()
-			if err != nil {
-				return err
-			}
-			errs := []string{}
-			for _, f := range images.Findings {
-				errs = append(errs, f.String())
-			}
-			if a.json {
-				return printJSON(a.out, ociFsckResult{report.OK() && len(errs) == 0, images.Images, images.Bad, errs,
-					newFsckResult(r, report, *metadataOnly), append([]oci.Finding{}, images.Findings...)})
-			}
-			err = a.printFsck(r, report, *metadataOnly, nil)
-			fmt.Fprintf(a.out, "oci images: %d/%d ok\n", images.Images-images.Bad, images.Images)
-			if len(errs) > 0 {
-				fmt.Fprintf(a.out, "oci errors: %d\n", len(errs))
-				for _, e := range errs {
-					fmt.Fprintln(a.out, "  -", e)
-				}
-				err = fmt.Errorf("%s: %w", r.Path(), errCorrupt)
-			}
-			return err
-		})
-	}
-	return c
 }

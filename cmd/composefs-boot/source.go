@@ -40,23 +40,32 @@ const imageNames = `An IMAGE is docker://HOST/NAME:TAG or docker://HOST/NAME@DIG
 docker-archive:FILE[:NAME:TAG], dir:DIR, or containers-storage:NAME of podman. Credentials, mirrors and signature policies are those
 of container engines on this machine.`
 
-// pull pulls an OCI image into a repository.
-func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags, o oci.PullOptions) (oci.PullResult, error) {
+// openImage opens what the name of an OCI image names.
+func (f imageFlags) openImage(ctx context.Context, image string) (*transport.Image, error) {
 	if !transport.Is(image) {
-		return oci.PullResult{}, usageError{fmt.Errorf("image %q: want TRANSPORT:REFERENCE, docker://... for example, or one of %s", image,
+		return nil, usageError{fmt.Errorf("image %q: want TRANSPORT:REFERENCE, docker://... for example, or one of %s", image,
 			strings.Join(transport.Names, ", "))}
 	}
-	to := transport.Options{AuthFile: f.authFile, CertDir: f.certDir, Retry: oci.DefaultRetry}
+	return transport.Open(ctx, image, f.options())
+}
+
+func (f imageFlags) options() transport.Options {
+	o := transport.Options{AuthFile: f.authFile, CertDir: f.certDir, Retry: oci.DefaultRetry}
 	if f.tlsVerifyGiven != nil && f.tlsVerifyGiven() {
-		to.SkipVerify = new(!f.tlsVerify)
+		o.SkipVerify = new(!f.tlsVerify)
 	}
+	return o
+}
+
+// pull pulls an OCI image into a repository, and the artifacts that refer to it.
+func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags, o oci.PullOptions) (oci.PullResult, error) {
 	if f.platform != "" {
 		var err error
 		if o.Platform, err = oci.ParsePlatform(f.platform); err != nil {
 			return oci.PullResult{}, usageError{err}
 		}
 	}
-	source, err := transport.Open(ctx, image, to)
+	source, err := f.openImage(ctx, image)
 	if err != nil {
 		return oci.PullResult{}, err
 	}
@@ -67,6 +76,9 @@ func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags
 	})
 	defer p.end()
 	result, err := oci.Pull(ctx, r, source, o)
+	if err == nil {
+		_, err = oci.PullReferrers(ctx, r, source, result.Image.Digest, o)
+	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", image, err)
 	}

@@ -30,6 +30,7 @@ const (
 	ErofsImageMissing    Kind = "erofs-image-missing"  // a composefs image of it is not there
 	ArtifactLayerMissing Kind = "artifact-layer-ref-missing"
 	ArtifactLayerFailed  Kind = "artifact-layer-object-missing"
+	BlobCheckFailed      Kind = "blob-check-failed" // a layer as it came, which cfsctl does not know
 )
 
 // Finding is one thing that is wrong with an image.
@@ -144,6 +145,11 @@ func (c *checker) image(ctx context.Context, d Digest) error {
 		c.add(ConfigReadFailed, "", err.Error())
 		return nil
 	}
+	if _, err := c.r.StreamObject(configStream + string(config)); err != nil {
+		// Garbage collection goes from name to name: it would not find the images.
+		c.add(ConfigReadFailed, "", err.Error())
+	}
+	manifestRefs := refs
 	missing, broken := ArtifactLayerMissing, ArtifactLayerFailed
 	if i.Manifest.IsImage() {
 		if i.Config, err = parseConfig(content, len(i.Manifest.Layers)); err != nil {
@@ -166,6 +172,13 @@ func (c *checker) image(ctx context.Context, d Digest) error {
 		}
 		if detail := c.layer(at, id, i.layerContent()); detail != "" {
 			c.add(broken, string(id), detail)
+		}
+	}
+	for _, l := range i.Manifest.Layers {
+		if at, ok := find(manifestRefs, blobKey+string(l.Digest)); ok {
+			if err := c.blob(at, l.Digest); err != nil {
+				c.add(BlobCheckFailed, string(l.Digest), err.Error())
+			}
 		}
 	}
 	for _, ref := range configRefs {

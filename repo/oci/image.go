@@ -40,6 +40,7 @@ type Image struct {
 	Config       Config            // of an image; empty for artifacts
 	Layers       []fsverity.Digest // the layers' streams, in the order of the manifest
 	Linked       []LinkedImage
+	Blobs        map[Digest]fsverity.Digest // objects: layers as they came, if that was kept; see PullOptions.KeepBlobs
 
 	manifest, config fsverity.Digest // streams
 }
@@ -188,6 +189,12 @@ func OpenConfig(r *repo.Repo, d Digest) (*Image, error) {
 
 // fill sets what the named references of the manifest and the config lead to.
 func (i *Image) fill(refs, configRefs []splitstream.NamedRef) (err error) {
+	i.Blobs = map[Digest]fsverity.Digest{}
+	for _, ref := range refs {
+		if d, ok := strings.CutPrefix(ref.Name, blobKey); ok {
+			i.Blobs[Digest(d)] = ref.Stream
+		}
+	}
 	names := refs
 	if i.Manifest.IsImage() {
 		if i.Config, err = parseConfig(i.ConfigJSON, len(i.Manifest.Layers)); err != nil {

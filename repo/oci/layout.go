@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -50,10 +51,18 @@ func (l *Layout) Manifest(_ context.Context, d Digest) ([]byte, error) {
 	var chosen []Descriptor
 	var tags []string
 	for _, m := range i.Manifests {
-		if l.tag == "" || m.Annotations[refName] == l.tag {
+		tag := m.Annotations[refName]
+		if l.tag == "" || tag == l.tag {
 			chosen = append(chosen, m)
 		}
-		tags = append(tags, m.Annotations[refName])
+		if tag != "" {
+			tags = append(tags, tag)
+		}
+	}
+	// Artifacts are there for the images that they refer to.
+	images := slices.DeleteFunc(slices.Clone(chosen), func(d Descriptor) bool { return d.ArtifactType != "" })
+	if l.tag == "" && len(images) > 0 {
+		chosen = images
 	}
 	switch {
 	case len(chosen) == 0:

@@ -30,11 +30,12 @@ const (
 
 // Descriptor names a blob: its digest, its size in bytes as it is kept, and what it is.
 type Descriptor struct {
-	MediaType   string            `json:"mediaType"`
-	Digest      Digest            `json:"digest"`
-	Size        int64             `json:"size"`
-	Annotations map[string]string `json:"annotations,omitempty"`
-	Platform    *Platform         `json:"platform,omitempty"` // in an index
+	MediaType    string            `json:"mediaType"`
+	Digest       Digest            `json:"digest"`
+	Size         int64             `json:"size"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
+	Platform     *Platform         `json:"platform,omitempty"`     // in an index
+	ArtifactType string            `json:"artifactType,omitempty"` // in an index, of an artifact
 }
 
 // Platform is what an image is made for, in Go's words.

@@ -4,7 +4,8 @@
 // refers to the next by named references, so that whoever keeps one keeps what it needs:
 //
 //	streams/refs/oci/TAG            -> oci-manifest-DIGEST     % and / of the tag are written %25 and %2F
-//	streams/oci-manifest-DIGEST     the manifest, an object; "config:DIGEST" -> config, DIFFID -> layer
+//	streams/oci-manifest-DIGEST     the manifest, an object; "config:DIGEST" -> config, DIFFID -> layer,
+//	                                "blob:DIGEST" -> the layer as it came, compressed, an object
 //	streams/oci-config-DIGEST       the config, an object; DIFFID -> layer, "composefs.image.v1" -> image, and others
 //	streams/oci-layer-DIFFID        the archive, decompressed: headers in the stream, contents of more than 64 bytes as objects
 //	streams/refs/oci-referrers/SUBJECT/DIGEST -> oci-manifest-DIGEST   an artifact that refers to an image
@@ -34,6 +35,13 @@
 // From far away, a pull goes on where an earlier one was stopped ([PullOptions].Resume). A compressed stream cannot be entered in the
 // middle, so the compressed bytes of a layer are kept in tmp/ until its stream is durable, and are decompressed again; objects that are
 // there are not written again. The file of a blob is locked by who brings it: who wants the same blob waits, and then finds the layer.
+//
+// [Push] gives an image to a [Target], with the digests that it had. Manifest and config are kept as they were, and the archives of the
+// layers; what the manifest names is the archives compressed. A compressed layer is given as it came if that was kept, or compressed
+// again if one of the usual compressors gives the same bytes; otherwise it becomes another blob, and with it the manifest another
+// manifest, which Push says, while diff IDs and config, and so the composefs images, stay the same.
+//
+// [Fsck] finds what an image lacks, and [Repair] brings it again: from what is left of it in the repository, or from a source.
 //
 // All that comes from a source is untrusted. The digest of the manifest is for the caller to compare; everything else has to be what
 // the manifest and the config say. Sizes are limited, see [Limits].

@@ -48,6 +48,9 @@ type PullOptions struct {
 	// Expected is the digest of an image to boot that was made otherwise than by default: with Transform, it is looked for among
 	// the formats and the extended attributes that are kept, and it is an error if it is not found. Zero: none.
 	Expected fsverity.Digest
+	// KeepBlobs keeps layers as they come, too, if they are compressed: they are given back with their digests, whoever compressed
+	// them. It costs what was downloaded. Once kept, they stay with the image.
+	KeepBlobs bool
 	// Resume keeps the bytes of layers in the repository until the layers are durable: a pull that was killed or lost its network
 	// goes on in the middle of a layer, and of several pulls that want the same layer one brings it and the others wait. It is for
 	// sources that are far away, and hand out blobs as the manifest describes them.
@@ -101,7 +104,7 @@ func Pull(ctx context.Context, r *repo.Repo, source Source, o PullOptions) (Pull
 		return PullResult{}, err
 	}
 	defer i.Abort()
-	p := &pull{r: r, i: i, source: source, o: o}
+	p := &pull{r: r, i: i, source: source, o: o, blobs: map[Digest]fsverity.Digest{}, again: map[Digest]bool{}}
 	image, err := p.run(ctx)
 	for _, k := range p.kept {
 		k.Close()
@@ -124,8 +127,11 @@ type pull struct {
 	saved   int64            // bytes of new objects at the last checkpoint
 	own     repo.ImportStats // of layers' streams
 	stats   PullStats
-	kept    []*repo.Partial // of layers that are complete, but not yet durable
-	waiting int             // workers that want a layer which another pull brings
+	kept    []*repo.Partial            // of layers that are complete, but not yet durable
+	waiting int                        // workers that want a layer which another pull brings
+	blobs   map[Digest]fsverity.Digest // that were kept, see PullOptions.KeepBlobs
+	again   map[Digest]bool            // layers that are brought though they are there
+	repair  bool                       // again is known beforehand
 }
 
 func (p *pull) run(ctx context.Context) (*Image, error) {
@@ -139,6 +145,14 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 	} else if !lost(err) {
 		return nil, err
 	}
+	// Other images have the same config, perhaps: its name leads to one stream alone, which must lead to all that was made of it.
+	if c, err := OpenConfig(p.r, image.ConfigDigest()); err == nil {
+		for _, l := range c.Linked {
+			if _, ok := image.Find(l.Bootable, l.Format, l.Xattrs); !ok {
+				image.link(l)
+			}
+		}
+	}
 	if err := p.layers(ctx, image); err != nil {
 		return nil, err
 	}
@@ -150,7 +164,7 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 
 // describe reads the manifest and config of the image.
 func (p *pull) describe(ctx context.Context) (*Image, error) {
-	image := &Image{}
+	image := &Image{Blobs: map[Digest]fsverity.Digest{}}
 	var d Digest
 	for depth := 0; ; depth++ {
 		var b []byte
@@ -217,7 +231,14 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		if image.Layers[k], err = present(p.r, id, image.layerContent()); err != nil {
 			return err
 		}
-		if !image.Layers[k].IsZero() {
+		lacks, err := p.lacksBlob(image, image.Manifest.Layers[k], id)
+		if err != nil {
+			return err
+		}
+		if lacks {
+			p.again[id] = true
+		}
+		if !image.Layers[k].IsZero() && !p.again[id] {
 			p.stats.Present++
 			if p.o.Resume { // who has brought it was killed before that, perhaps
 				if err := p.r.RemovePartial(keptName(image.Manifest.Layers[k].Digest)); err != nil {
@@ -348,7 +369,7 @@ func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Diges
 			return fsverity.Digest{}, err
 		}
 		// Who had it until now has brought it, perhaps.
-		if d, err := present(p.r, id, content); err != nil || !d.IsZero() {
+		if d, err := present(p.r, id, content); err != nil || !d.IsZero() && !p.again[id] {
 			kept.Remove()
 			return d, err
 		}
@@ -432,7 +453,9 @@ func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest
 		var done split
 		var err error
 		if content == LayerContent {
-			done, err = s.layer(ctx, in, id)
+			keeper := p.keeper(blob, id)
+			done, err = s.layer(ctx, keeper.read(in), id)
+			keeper.end(&done, err)
 		} else {
 			done, err = p.artifact(in, blob)
 		}
@@ -490,22 +513,19 @@ func (p *pull) write(image *Image) error {
 	for _, l := range image.Linked {
 		linked = append(linked, splitstream.NamedRef{Name: l.key(), Stream: l.Digest})
 	}
-	config, err := writeExternal(p.i, ConfigContent, image.ConfigJSON, append(slices.Clone(layers), linked...))
+	config, err := writeExternal(p.i, ConfigContent, image.ConfigJSON, append(layers, linked...))
 	if err != nil {
 		return err
 	}
-	refs := append([]splitstream.NamedRef{{Name: "config:" + string(image.ConfigDigest()), Stream: config}}, layers...)
-	if image.Manifest.Config.MediaType == typeDocker {
-		// composefs-rs takes images in Docker's format for artifacts, whose layers it looks up by the digests of the blobs.
-		for k, l := range image.Manifest.Layers {
-			refs = append(refs, splitstream.NamedRef{Name: string(l.Digest), Stream: image.Layers[k]})
-		}
+	for d, at := range p.blobs {
+		image.Blobs[d] = at
 	}
-	manifest, err := writeExternal(p.i, ManifestContent, image.ManifestJSON, refs)
-	if err != nil {
+	image.config = config
+	if image.manifest, err = writeExternal(p.i, ManifestContent, image.ManifestJSON, image.manifestRefs()); err != nil {
 		return err
 	}
-	image.config, image.manifest = config, manifest
+	named, err := p.r.StreamObject(configStream + string(image.ConfigDigest()))
+	moved := err == nil && named != config
 	var tags []string
 	if p.o.Tag != "" {
 		tags = append(tags, tagRef(p.o.Tag))
@@ -516,8 +536,57 @@ func (p *pull) write(image *Image) error {
 	if err := p.i.NameStream(configStream+string(image.ConfigDigest()), config); err != nil {
 		return err
 	}
-	if err := p.i.NameStream(manifestStream+string(image.Digest), manifest, tags...); err != nil {
+	if moved {
+		if err := p.leadHere(image); err != nil {
+			return err
+		}
+	}
+	if err := p.i.NameStream(manifestStream+string(image.Digest), image.manifest, tags...); err != nil {
 		return err
 	}
 	return p.i.Commit()
+}
+
+// manifestRefs returns what the stream of the manifest leads to.
+func (i *Image) manifestRefs() []splitstream.NamedRef {
+	refs := []splitstream.NamedRef{{Name: "config:" + string(i.ConfigDigest()), Stream: i.config}}
+	for k, id := range i.layerIDs() {
+		refs = append(refs, splitstream.NamedRef{Name: string(id), Stream: i.Layers[k]})
+	}
+	if i.Manifest.Config.MediaType == typeDocker {
+		// composefs-rs takes images in Docker's format for artifacts, whose layers it looks up by the digests of the blobs.
+		for k, l := range i.Manifest.Layers {
+			refs = append(refs, splitstream.NamedRef{Name: string(l.Digest), Stream: i.Layers[k]})
+		}
+	}
+	return append(refs, i.blobRefs()...)
+}
+
+// leadHere makes other manifests with the same config lead to its new stream. Garbage collection of composefs-rs goes from name to name,
+// and the config has one name.
+func (p *pull) leadHere(image *Image) error {
+	names, err := p.r.Streams()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		digest, ok := strings.CutPrefix(name, manifestStream)
+		d, err := ParseDigest(digest)
+		if !ok || err != nil || d == image.Digest {
+			continue
+		}
+		other, err := open(p.r, d)
+		if err != nil || other.ConfigDigest() != image.ConfigDigest() {
+			continue // one that is not sound is for Repair
+		}
+		other.config = image.config
+		stream, err := writeExternal(p.i, ManifestContent, other.ManifestJSON, other.manifestRefs())
+		if err == nil {
+			err = p.i.NameStream(name, stream)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

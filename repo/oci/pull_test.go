@@ -24,7 +24,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/oci"
 )
 
-// TestMain is also the program that is killed: it pulls a layout.
+// TestMain is also the program that is killed: it pulls a layout, or pushes to one.
 func TestMain(m *testing.M) {
 	path := os.Getenv("TEST_PULL_REPO")
 	if path == "" {
@@ -34,6 +34,9 @@ func TestMain(m *testing.M) {
 		r, err := repo.Open(path, repo.Options{})
 		if err != nil {
 			return err
+		}
+		if dir := os.Getenv("TEST_PUSH_LAYOUT"); dir != "" {
+			return push(r, os.Getenv("TEST_PUSH_TAG"), dir)
 		}
 		l, err := oci.OpenLayout(os.Getenv("TEST_PULL_LAYOUT"), "")
 		if err != nil {
@@ -365,20 +368,34 @@ func TestGC(t *testing.T) {
 	if p := gc(); p.Objects > 0 || len(p.Images)+len(p.Streams) > 0 {
 		t.Errorf("%+v", p)
 	}
+	freed, err := oci.UntagFrees(ctx, r, "0", repo.LockOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := gc(); p.Objects > 0 {
+		t.Errorf("a question has removed %+v", p)
+	}
 	if err := oci.Untag(ctx, r, "0", repo.LockOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if p := gc(); p.Objects == 0 || len(p.Images) != 1 || len(p.Streams) != 3 { // manifest, config, one layer
+	if p := gc(); p.Objects != freed.Objects || p.Bytes != freed.Bytes || len(p.Images) != freed.Images || len(p.Streams) != freed.Streams {
+		t.Errorf("%+v was foretold, and removed %+v", freed, p)
+	} else if p.Objects == 0 || len(p.Images) != 1 || len(p.Streams) != 3 { // manifest, config, one layer
 		t.Errorf("%+v", p)
 	}
 	image, err := oci.Open(r, "1")
 	if err != nil {
 		t.Fatal(err)
 	}
+	if freed, err = oci.RemoveFrees(ctx, r, []oci.Digest{image.Digest}, repo.LockOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := oci.Remove(ctx, r, image.Digest, repo.LockOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	gc()
+	if p := gc(); p.Objects != freed.Objects || len(freed.Tags) != 1 || p.Bytes != freed.Bytes {
+		t.Errorf("%+v was foretold, and removed %+v", freed, p)
+	}
 	if objects, _ := filepath.Glob(filepath.Join(r.Path(), "objects/*/*")); len(objects) > 0 {
 		t.Errorf("%d objects are left", len(objects))
 	}

@@ -103,30 +103,84 @@ func Untag(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) e
 
 // Remove takes all names of an image away, and the refs of the artifacts that refer to it. It returns the names.
 func Remove(ctx context.Context, r *repo.Repo, image Digest, l repo.LockOptions) ([]string, error) {
-	tags, err := Tags(r)
+	tags, artifacts, err := namesOf(r, image)
 	if err != nil {
 		return nil, err
 	}
-	var removed []string
-	for _, t := range tags {
-		if t.Image != image {
-			continue
+	for k, name := range tags {
+		if err := Untag(ctx, r, name, l); err != nil {
+			return tags[:k], err
 		}
-		if err := Untag(ctx, r, t.Name, l); err != nil {
-			return removed, err
-		}
-		removed = append(removed, t.Name)
-	}
-	artifacts, err := Referrers(r, image)
-	if err != nil {
-		return removed, err
 	}
 	for _, a := range artifacts {
 		if err := r.RemoveStreamRef(ctx, referrerRef(image, a), l); err != nil {
-			return removed, err
+			return tags, err
 		}
 	}
-	return removed, nil
+	return tags, nil
+}
+
+// namesOf returns the tags of an image, and the artifacts that refer to it.
+func namesOf(r *repo.Repo, image Digest) (names []string, artifacts []Digest, err error) {
+	tags, err := Tags(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, t := range tags {
+		if t.Image == image {
+			names = append(names, t.Name)
+		}
+	}
+	artifacts, err = Referrers(r, image)
+	return names, artifacts, err
+}
+
+// Freed is what garbage collection removes besides, when names have been taken away. Bytes are those of the objects.
+type Freed struct {
+	Tags    []string `json:"tags"`
+	Objects int      `json:"objects"`
+	Bytes   int64    `json:"objects_bytes"`
+	Images  int      `json:"images"`
+	Streams int      `json:"streams"`
+}
+
+// UntagFrees returns what would be free without a tag, see Untag.
+func UntagFrees(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) (Freed, error) {
+	if _, err := resolve(r, name); err != nil {
+		return Freed{}, err
+	}
+	return frees(ctx, r, []string{name}, nil, l)
+}
+
+// RemoveFrees returns what would be free without images, see Remove.
+func RemoveFrees(ctx context.Context, r *repo.Repo, images []Digest, l repo.LockOptions) (Freed, error) {
+	var tags, refs []string
+	for _, image := range images {
+		names, artifacts, err := namesOf(r, image)
+		if err != nil {
+			return Freed{}, err
+		}
+		tags = append(tags, names...)
+		for _, a := range artifacts {
+			refs = append(refs, "streams/refs/"+referrerRef(image, a))
+		}
+	}
+	return frees(ctx, r, tags, refs, l)
+}
+
+func frees(ctx context.Context, r *repo.Repo, tags, refs []string, l repo.LockOptions) (Freed, error) {
+	o := repo.GCOptions{DryRun: true, Lock: l}
+	before, err := r.GC(ctx, o)
+	if err != nil {
+		return Freed{}, err
+	}
+	for _, name := range tags {
+		refs = append(refs, "streams/refs/"+tagRef(name))
+	}
+	o.Without = refs
+	after, err := r.GC(ctx, o)
+	return Freed{tags, after.Objects - before.Objects, after.Bytes - before.Bytes, len(after.Images) - len(before.Images),
+		len(after.Streams) - len(before.Streams)}, err
 }
 
 func referrerRef(subject, artifact Digest) string {

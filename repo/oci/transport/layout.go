@@ -11,12 +11,13 @@ import (
 )
 
 // openLayout opens DIRECTORY or DIRECTORY:TAG. repo/oci reads layouts itself: it tells what is there if the tag is not.
-func openLayout(name string) (*oci.Layout, error) {
-	tag := ""
+func openLayout(name string) (*oci.Layout, error) { return oci.OpenLayout(splitLayout(name)) }
+
+func splitLayout(name string) (dir, tag string) {
 	if k := strings.LastIndexByte(name, ':'); k >= 0 && !strings.Contains(name[k:], "/") {
-		name, tag = name[:k], name[k+1:]
+		return name[:k], name[k+1:]
 	}
-	return oci.OpenLayout(name, tag)
+	return name, ""
 }
 
 func (i *Image) layoutManifest(ctx context.Context, d oci.Digest) ([]byte, error) {
@@ -46,3 +47,11 @@ func (l layoutImage) Manifest(context.Context) ([]byte, string, error) {
 }
 
 func (l layoutImage) Signatures(context.Context) ([][]byte, error) { return nil, nil }
+
+// Referrers returns the artifacts that refer to an image, if it is in an OCI layout; see oci.Referring.
+func (i *Image) Referrers(ctx context.Context, subject oci.Digest) ([]oci.Descriptor, error) {
+	if i.layout == nil {
+		return nil, nil
+	}
+	return i.layout.Referrers(ctx, subject)
+}

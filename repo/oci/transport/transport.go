@@ -62,6 +62,16 @@ type Options struct {
 	Retry      oci.Retry
 }
 
+func (o Options) system() *types.SystemContext {
+	sys := &types.SystemContext{
+		AuthFilePath: o.AuthFile, DockerCertPath: o.CertDir, BigFilesTemporaryDir: o.Scratch, DockerRegistryUserAgent: "composefs-boot",
+	}
+	if o.SkipVerify != nil {
+		sys.DockerInsecureSkipTLSVerify = types.NewOptionalBool(*o.SkipVerify)
+	}
+	return sys
+}
+
 // Image is an open image, an oci.Source.
 type Image struct {
 	transport string
@@ -84,12 +94,7 @@ func Open(ctx context.Context, name string, o Options) (*Image, error) {
 	if !Is(name) {
 		return nil, fmt.Errorf("image %q: want TRANSPORT:REFERENCE, with one of %s", name, strings.Join(Names, ", "))
 	}
-	i := &Image{transport: transport, sys: &types.SystemContext{
-		AuthFilePath: o.AuthFile, DockerCertPath: o.CertDir, BigFilesTemporaryDir: o.Scratch, DockerRegistryUserAgent: "composefs-boot",
-	}}
-	if o.SkipVerify != nil {
-		i.sys.DockerInsecureSkipTLSVerify = types.NewOptionalBool(*o.SkipVerify)
-	}
+	i := &Image{transport: transport, sys: o.system()}
 	var err error
 	i.ref, err = transports.Get(transport).ParseReference(rest)
 	switch {

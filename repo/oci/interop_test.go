@@ -1,0 +1,84 @@
+//go:build interop
+
+package oci_test
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/composefs-boot/composefs-boot/boot"
+	"github.com/composefs-boot/composefs-boot/internal/vm"
+	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/erofs"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/repo/oci"
+)
+
+// peer runs cfsctl, and returns what it prints.
+func peer(t *testing.T, r *repo.Repo, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(vm.Cache(t, "cargo/bin/cfsctl"), append([]string{"--repo", r.Path()}, args...)...).CombinedOutput()
+	if err != nil {
+		t.Errorf("cfsctl %q: %v: %s", args, err, out)
+	}
+	return string(out)
+}
+
+// What was repaired is sound for cfsctl as well.
+func TestInteropRepair(t *testing.T) {
+	repairAll(t, func(what string, r *repo.Repo) {
+		if out := peer(t, r, "oci", "fsck"); t.Failed() {
+			t.Fatalf("%s: %s", what, out)
+		}
+	})
+}
+
+// A layout that was written here is one for cfsctl, with artifacts and other images in it; and a repository that keeps layers as they
+// came is one for it, too: it checks them, leaves them where they are, and goes on with it.
+func TestInteropPush(t *testing.T) {
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	pulled, err := oci.Pull(ctx, r, goldenLayout(t), oci.PullOptions{Tag: "os", KeepBlobs: true, Transform: boot.Transform})
+	if err != nil {
+		t.Fatal(err)
+	}
+	signature := &memory{blobs: map[oci.Digest][]byte{}}
+	signature.manifest = []byte(`{"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "a/b", "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": "` +
+		string(signature.add([]byte("{}"))) + `", "size": 2}, "layers": [], "subject": {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": "` + string(pulled.Image.Digest) + `", "size": 1}}`)
+	if _, err := oci.Pull(ctx, r, signature, oci.PullOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	before := peer(t, r, "oci", "inspect", "os")
+	for range 2 {
+		peer(t, r, "oci", "fsck")
+		peer(t, r, "gc")
+	}
+	peer(t, r, "oci", "tag", string(pulled.Image.Digest), "again")
+	if after := peer(t, r, "oci", "inspect", "again"); after != before {
+		t.Errorf("%s\n%s", before, after)
+	}
+	dir := filepath.Join(t.TempDir(), "layout")
+	if result, err := pushTo(t, r, pulled.Image, dir, oci.PushOptions{Exact: true}); err != nil || len(result.Referrers) != 1 || result.Layers[0].How != oci.HowKept {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	tagged, err := oci.CreateLayout(dir, "tagged")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tagged.Close()
+	if _, err := oci.Push(ctx, r, pulled.Image, tagged, oci.PushOptions{Exact: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{dir, dir + ":tagged"} {
+		other := newRepo(t, fsverity.SHA256, erofs.V1)
+		if out := peer(t, other, "oci", "pull", "--bootable", "oci:"+name, "os"); !strings.Contains(out, string(pulled.Image.Digest)) {
+			t.Errorf("%s: %s", name, out)
+		}
+		peer(t, other, "oci", "fsck")
+	}
+	// cfsctl pulls into the repository: what it writes replaces the manifest's stream.
+	peer(t, r, "oci", "pull", "oci:"+dir, "third")
+	peer(t, r, "oci", "fsck")
+	mustBeClean(t, openRepo(t, r.Path()))
+}

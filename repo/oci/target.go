@@ -1,0 +1,19 @@
+package oci
+
+import (
+	"context"
+	"io"
+)
+
+// Target is a place that images are given to: a registry, a directory. It is told what everything is and need not check it: a content
+// that is not what its descriptor says ends with an error instead of io.EOF, and must not be kept then. What it has been given before
+// stays valid whatever happens: the manifest comes when all that it names is there.
+type Target interface {
+	// Has reports whether a blob is there, and sound: it is not given then.
+	Has(ctx context.Context, d Descriptor) (bool, error)
+	// PutBlob stores a config, layer or other blob, of d.Size bytes.
+	PutBlob(ctx context.Context, d Descriptor, content io.Reader) error
+	// PutManifest stores a manifest and makes it known: under the name that the target was opened for if tagged is true, and by its
+	// digest alone otherwise, an artifact that refers to an image for example.
+	PutManifest(ctx context.Context, d Descriptor, content []byte, tagged bool) error
+}

@@ -1,0 +1,81 @@
+package transport
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/pkg/blobinfocache/none"
+	"go.podman.io/image/v5/transports"
+	"go.podman.io/image/v5/types"
+
+	"github.com/composefs-boot/composefs-boot/repo/oci"
+)
+
+// Target is a place that an image is given to, an oci.Target: an OCI layout, or a registry, which refuses a blob that has another
+// digest, and a manifest that names a blob which is not there.
+type Target struct {
+	oci.Target
+	io.Closer
+}
+
+// OpenTarget opens what a name names to put an image there: docker://HOST/NAME:TAG, or oci:DIR[:TAG].
+func OpenTarget(ctx context.Context, name string, o Options) (*Target, error) {
+	transport, rest, _ := strings.Cut(name, ":")
+	switch transport {
+	case "oci":
+		dir, tag := splitLayout(rest)
+		l, err := oci.CreateLayout(dir, tag)
+		if err != nil {
+			return nil, err
+		}
+		return &Target{l, l}, nil
+	case "docker":
+	default:
+		return nil, fmt.Errorf("image %q: images are given to docker://HOST/NAME:TAG or oci:DIR[:TAG]", name)
+	}
+	sys := o.system()
+	ref, err := transports.Get(transport).ParseReference(rest)
+	if err != nil {
+		return nil, fmt.Errorf("image %s: %w", name, err)
+	}
+	r := &registryTarget{image: &Image{transport: transport, sys: sys, ref: ref}, retry: o.Retry}
+	if r.to, err = ref.NewImageDestination(ctx, sys); err != nil {
+		return nil, fmt.Errorf("image %s: %w", name, r.image.explain(err))
+	}
+	return &Target{r, r.to}, nil
+}
+
+// registryTarget is a registry. A blob that breaks off comes again as a whole, from who has called Push.
+type registryTarget struct {
+	image *Image // for its errors
+	to    types.ImageDestination
+	retry oci.Retry
+}
+
+func infoOf(d oci.Descriptor) types.BlobInfo {
+	return types.BlobInfo{Digest: digest.Digest(d.Digest), Size: d.Size, MediaType: d.MediaType}
+}
+
+func (r *registryTarget) Has(ctx context.Context, d oci.Descriptor) (have bool, err error) {
+	err = r.retry.Do(ctx, func() (err error) {
+		have, _, err = r.to.TryReusingBlob(ctx, infoOf(d), none.NoCache, false)
+		return r.image.explain(err)
+	})
+	return have, err
+}
+
+func (r *registryTarget) PutBlob(ctx context.Context, d oci.Descriptor, content io.Reader) error {
+	_, err := r.to.PutBlob(ctx, content, infoOf(d), none.NoCache, false)
+	return r.image.explain(err)
+}
+
+func (r *registryTarget) PutManifest(ctx context.Context, d oci.Descriptor, content []byte, tagged bool) error {
+	var instance *digest.Digest
+	if !tagged {
+		instance = new(digest.Digest(d.Digest))
+	}
+	return r.retry.Do(ctx, func() error { return r.image.explain(r.to.PutManifest(ctx, content, instance)) })
+}
