@@ -19,7 +19,7 @@ require (
 	github.com/klauspost/cpuid/v2 v2.2.3 // indirect
 	golang.org/x/image v0.30.0 // indirect
 	golang.org/x/sys v0.49.0 // indirect
-	golang.org/x/text v0.31.0 // indirect
+	golang.org/x/text v0.40.0 // indirect
 )
 
 replace github.com/composefs-boot/composefs-boot => ../..
