@@ -35,7 +35,6 @@ import (
 	_ "go.podman.io/image/v5/oci/archive"
 	_ "go.podman.io/image/v5/oci/layout"
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
-	_ "go.podman.io/image/v5/storage"
 	"go.podman.io/image/v5/transports"
 	"go.podman.io/image/v5/types"
 
@@ -95,8 +94,12 @@ func Open(ctx context.Context, name string, o Options) (*Image, error) {
 		return nil, fmt.Errorf("image %q: want TRANSPORT:REFERENCE, with one of %s", name, strings.Join(Names, ", "))
 	}
 	i := &Image{transport: transport, sys: o.system()}
+	kind := transports.Get(transport)
+	if kind == nil {
+		return nil, fmt.Errorf("image %s: this program was built with cgo, and so without %s: build it with \"make build\"", name, transport)
+	}
 	var err error
-	i.ref, err = transports.Get(transport).ParseReference(rest)
+	i.ref, err = kind.ParseReference(rest)
 	switch {
 	case err != nil:
 	case transport == "oci":
