@@ -168,7 +168,7 @@ func (s silence) Read([]byte) (int, error) {
 
 func TestSilence(t *testing.T) {
 	source := newSource(gzipLayers, bigLayers(24, 1, 5)...)
-	retry := oci.Retry{Attempts: 1, Idle: 20 * time.Millisecond}
+	retry := oci.Retry{Attempts: 3, Idle: 100 * time.Millisecond}
 	if _, err := oci.Pull(ctx, newRepo(t, fsverity.SHA256, erofs.V1), stalling{source, 100_000}, oci.PullOptions{Retry: retry}); err != nil {
 		t.Error(err)
 	}
