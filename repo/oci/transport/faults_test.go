@@ -198,7 +198,9 @@ func TestKills(t *testing.T) {
 			}
 			killed, mine = killed+1, mine+1
 		}
-		if most := size*102/100 + int64(mine+1)*largestObject; f.sent.Load() > most {
+		// What has been sent and not been read when the process ends is lost.
+		const inSockets = 1 << 20
+		if most := size*102/100 + int64(mine+1)*(largestObject+inSockets); f.sent.Load() > most {
 			t.Errorf("%d kills: %d bytes were sent for an image of %d", mine, f.sent.Load(), size)
 		}
 		t.Logf("%d kills: %.3fx the bytes of the image", mine, float64(f.sent.Load())/float64(size))
