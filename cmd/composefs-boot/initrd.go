@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -100,12 +98,8 @@ func (a *app) initrdBuild(ctx context.Context, f initrdFlags) error {
 	if f.config.Compression, err = initrd.ParseCompression(f.compress); err != nil {
 		return usageError{err}
 	}
-	if text := os.Getenv("SOURCE_DATE_EPOCH"); text != "" {
-		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return fmt.Errorf("SOURCE_DATE_EPOCH=%q: want seconds since 1970", text)
-		}
-		f.config.Time = time.Unix(n, 0)
+	if f.config.Time, err = sourceDate(f.config.Time); err != nil {
+		return err
 	}
 	if f.setup != "" {
 		if f.config.SetupConfig, err = os.ReadFile(f.setup); err != nil {

@@ -277,7 +277,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	if f.seed == "" {
 		seed = s.Digest.Bytes()
 	}
-	when, err := sourceDate(s.Tree)
+	when, err := sourceDate(time.Unix(s.Tree.Root.Mtime.Sec, 0))
 	if err != nil {
 		return err
 	}
@@ -347,11 +347,11 @@ func writeDisk(ctx context.Context, plan *disk.Plan, path string) error {
 
 func region(p disk.Partition) diskRegion { return diskRegion{p.Offset, p.Size, p.Free} }
 
-// sourceDate is the time of everything that has none: SOURCE_DATE_EPOCH, or else that of the tree's /usr.
-func sourceDate(tree *fstree.Tree) (time.Time, error) {
+// sourceDate is SOURCE_DATE_EPOCH, the time of everything that has none of its own, or another one if that is not set.
+func sourceDate(otherwise time.Time) (time.Time, error) {
 	text := os.Getenv("SOURCE_DATE_EPOCH")
 	if text == "" {
-		return time.Unix(tree.Root.Mtime.Sec, 0), nil
+		return otherwise, nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
@@ -468,7 +468,7 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *re
 // plan decides what an install of a system writes.
 func (f installFlags) plan(ctx context.Context, source string, s boot.System, rootArgument string, scratch *boot.Scratch) (boot.Plan, error) {
 	d := boot.Deployment{RootArgument: rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch, Scratch: scratch}
-	when, err := sourceDate(s.Tree)
+	when, err := sourceDate(time.Unix(s.Tree.Root.Mtime.Sec, 0))
 	if err != nil {
 		return boot.Plan{}, err
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -148,17 +147,10 @@ name them with --add-db and --add-kek. SOURCE_DATE_EPOCH is the time of the .aut
 	return c
 }
 
-// keyTime is SOURCE_DATE_EPOCH, or else now.
+// keyTime is SOURCE_DATE_EPOCH, or else now, in whole seconds as signed updates have them.
 func keyTime() (time.Time, error) {
-	text := os.Getenv("SOURCE_DATE_EPOCH")
-	if text == "" {
-		return time.Now().UTC().Truncate(time.Second), nil
-	}
-	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("SOURCE_DATE_EPOCH=%q: want seconds since 1970", text)
-	}
-	return time.Unix(n, 0).UTC(), nil
+	t, err := sourceDate(time.Now())
+	return t.UTC().Truncate(time.Second), err
 }
 
 // readEntries reads what is named: a file of any kind, or sha256:HASH.
