@@ -14,7 +14,7 @@ build:
 	go build $(GOFLAGS_BUILD) -o bin/composefs-boot ./cmd/composefs-boot
 
 setup: build
-	internal/setup packages peers ukify kernels systems
+	internal/setup packages peers ukify ostree kernels systems
 
 test: setup
 	go vet ./...
