@@ -272,6 +272,9 @@ func (p *pull) bring(ctx context.Context, l link, before *Stored, stats *PullSta
 		} else if err != nil { // who had the journal until now has not brought it
 			if objects, err = p.fetch(ctx, l, j, have, stats); err != nil {
 				j.close()
+				if known, ok := p.source.(interface{ Partial(Checksum) bool }); ok && errors.Is(err, ErrNotFound) && known.Partial(l.c) {
+					err = fmt.Errorf("the commit is partial in its repository: %w", err)
+				}
 				return nil, err
 			}
 			s = &Stored{Checksum: l.c}
