@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/composefs-boot/composefs-boot/repo"
@@ -162,6 +163,15 @@ func (p *pull) ref(ctx context.Context, name string) (Pulled, error) {
 	chain, err := p.chain(ctx, c)
 	if err != nil {
 		return result, err
+	}
+	if slices.ContainsFunc(chain, func(l link) bool { return l.here == nil }) {
+		for _, l := range chain {
+			if l.here != nil {
+				if err := p.tryBase(l.c); err != nil {
+					return result, err
+				}
+			}
+		}
 	}
 	// The oldest first: each is the base of the next, which leads to it.
 	var before *Stored
