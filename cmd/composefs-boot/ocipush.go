@@ -167,7 +167,7 @@ func (a *app) ociCopy(ctx context.Context, from, to *repo.Repo, image, name stri
 	if err != nil {
 		return fmt.Errorf("%s: %w", from.Path(), err)
 	}
-	referrers, err := oci.PullReferrers(ctx, to, source, i.Digest, o)
+	referrers, err := oci.PullReferrers(ctx, to, source, i.Digest, "", o)
 	if err != nil {
 		return fmt.Errorf("%s: %w", from.Path(), err)
 	}

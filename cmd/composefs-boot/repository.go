@@ -11,6 +11,7 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/repo/oci"
 )
 
 func (a *app) repositoryCommands() []*cobra.Command {
@@ -153,7 +154,8 @@ time under the name cfsctl. Nothing is removed if an image or stream cannot be r
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withRepo(func(r *repo.Repo) error {
 			margins.Objects = *grace
-			plan, err := r.GC(c.Context(), repo.GCOptions{Roots: *roots, Margins: margins, Lock: a.lock(), DryRun: *dry})
+			plan, err := r.GC(c.Context(), repo.GCOptions{Roots: *roots, Margins: margins, Follows: oci.Follows, Lock: a.lock(),
+				DryRun: *dry})
 			if err != nil {
 				return err
 			}

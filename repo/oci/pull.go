@@ -59,6 +59,8 @@ type PullOptions struct {
 	Retry    Retry
 	Progress *Progress
 	Lock     repo.LockOptions
+
+	asIs bool // a delta is an artifact like others
 }
 
 // PullResult is what a pull has brought.

@@ -62,7 +62,7 @@ func Push(ctx context.Context, r *repo.Repo, image *Image, t Target, o PushOptio
 		return PushResult{}, err
 	}
 	defer release()
-	p := &push{r: r, target: t, o: o, order: slices.Clone(compressors), seen: map[Digest]bool{}}
+	p := &push{r: r, target: t, o: o, order: slices.Clone(compressors)}
 	result, err := p.image(ctx, image, true)
 	if err != nil {
 		return result, err
@@ -80,22 +80,17 @@ type push struct {
 	r      *repo.Repo
 	target Target
 	o      PushOptions
-	order  []compressor    // the one that fitted last is tried first: the layers of an image are often made by one program
-	seen   map[Digest]bool // artifacts
+	order  []compressor // the one that fitted last is tried first: the layers of an image are often made by one program
 	bytes  int64
 }
 
 // referrers gives the artifacts that refer to an image, and those that refer to them.
 func (p *push) referrers(ctx context.Context, subject Digest, result *PushResult) error {
-	list, err := Referrers(p.r, subject)
+	list, err := allReferrers(p.r, subject)
 	if err != nil {
 		return err
 	}
 	for _, d := range list {
-		if p.seen[d] {
-			continue
-		}
-		p.seen[d] = true
 		artifact, err := open(p.r, d)
 		if err == nil {
 			_, err = p.image(ctx, artifact, false)
@@ -104,9 +99,6 @@ func (p *push) referrers(ctx context.Context, subject Digest, result *PushResult
 			return fmt.Errorf("referrer %s: %w", d, err)
 		}
 		result.Referrers = append(result.Referrers, d)
-		if err := p.referrers(ctx, d, result); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -152,7 +144,7 @@ func (p *push) image(ctx context.Context, image *Image, tagged bool) (PushResult
 			d.Platform = &image.Config.Platform
 		}
 	} else {
-		d.ArtifactType = cmp.Or(image.Manifest.ArtifactType, config.MediaType)
+		d.ArtifactType = image.Manifest.kind()
 	}
 	p.bytes += d.Size
 	result.Bytes = p.bytes

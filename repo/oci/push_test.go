@@ -217,7 +217,7 @@ func TestPushReferrers(t *testing.T) {
 		if err != nil || back.Image.Digest != pulled.Image.Digest || back.Image.Stream() != pulled.Image.Stream() {
 			t.Errorf("%+v, %v", back.Image, err)
 		}
-		list, err := oci.PullReferrers(ctx, other, source, back.Image.Digest, oci.PullOptions{})
+		list, err := oci.PullReferrers(ctx, other, source, back.Image.Digest, "", oci.PullOptions{})
 		if err != nil || len(list) != 3 {
 			t.Errorf("%v, want %v: %v", list, artifacts, err)
 		}
