@@ -3,6 +3,8 @@ package oci_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,6 +78,7 @@ func repairAll(t *testing.T, check func(what string, r *repo.Repo)) {
 		image := pulled.Image
 		r = d.do(t, r, image)
 		o := oci.RepairOptions{Transform: boot.Transform}
+		foretold(t, d, r, image, layout, o)
 		report, err := oci.Repair(ctx, r, nil, o)
 		if err != nil || len(report.Before.Findings) == 0 {
 			t.Fatal(d.what, report.Before.Findings, err)
@@ -111,6 +114,86 @@ func repairAll(t *testing.T, check func(what string, r *repo.Repo)) {
 			check(d.what, r)
 		}
 	}
+}
+
+// foretold looks at what a dry run says, and that it does nothing.
+func foretold(t *testing.T, d damage, r *repo.Repo, image *oci.Image, source oci.Source, o oci.RepairOptions) {
+	t.Helper()
+	o.DryRun = true
+	before := filesOf(t, r)
+	for _, s := range []oci.Source{nil, source} {
+		report, err := oci.Repair(ctx, openRepo(t, r.Path()), s, o)
+		if err != nil || report.Fetched > int64(len(image.ConfigJSON)) || len(report.After.Findings) == 0 {
+			t.Fatal(d.what, report, err)
+		}
+		var bytes int64
+		for _, step := range report.Steps {
+			bytes += step.Bytes
+		}
+		if lacks := d.needs && s == nil; lacks != errors.Is(report.Failed["os"], oci.ErrNoSource) || !lacks && (len(report.Steps) == 0 || d.needs != (bytes > 0)) {
+			t.Errorf("%s: foretold: %+v, %v", d.what, report.Steps, report.Failed)
+		}
+	}
+	if after := filesOf(t, r); after != before {
+		t.Errorf("%s: a dry run changes files: %s, they were %s", d.what, after, before)
+	}
+}
+
+// filesOf lists the files of a repository.
+func filesOf(t *testing.T, r *repo.Repo) string {
+	t.Helper()
+	var list strings.Builder
+	err := filepath.WalkDir(r.Path(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && !d.IsDir() {
+			target, _ := os.Readlink(path)
+			fmt.Fprintln(&list, path, info.Size(), target)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.String()
+}
+
+// What refers to an image is checked and repaired with it.
+func TestRepairReferrers(t *testing.T) {
+	source := newSource(nil, bigLayers(1, 1, 2)...)
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	image, err := oci.Pull(ctx, r, source, oci.PullOptions{Tag: "os"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject := image.Image.Digest
+	source.add(source.manifest)
+	var last *oci.Image
+	for range 2 { // the second refers to the first
+		source.manifest = fmt.Appendf(nil, `{"schemaVersion": 2, "artifactType": "test", "config": {"mediaType": "application/vnd.oci.empty.v1+json",
+			"digest": %q, "size": 2}, "layers": [{"mediaType": "test", "digest": %q, "size": 11}], "subject": {"digest": %q, "size": 1}}`,
+			source.add([]byte("{}")), source.add([]byte("a signature")), subject)
+		pulled, err := oci.Pull(ctx, r, source, oci.PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		subject, last = source.add(source.manifest), pulled.Image
+	}
+	if err := os.WriteFile(filepath.Join(r.Path(), object(last.Stream())), []byte("something else"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r = openRepo(t, r.Path())
+	report, err := oci.Repair(ctx, r, nil, oci.RepairOptions{})
+	if err != nil || report.After.Bad != 1 || !errors.Is(report.Failed["os"], oci.ErrNoSource) ||
+		report.After.Findings[0].Image != "os (referrer "+string(last.Digest)+")" {
+		t.Fatal(report, err)
+	}
+	if report, err = oci.Repair(ctx, openRepo(t, r.Path()), source, oci.RepairOptions{}); err != nil || len(report.Healed()) != 1 {
+		t.Fatal(report, err)
+	}
+	mustBeClean(t, openRepo(t, r.Path()))
 }
 
 // Objects are brought again as well: of layers, and of files with holes, which are in no layer as they are in the image.
@@ -168,6 +251,9 @@ func TestRepairObjects(t *testing.T) {
 	// The one with holes alone, without a source.
 	if err := os.Remove(filepath.Join(r.Path(), holes)); err != nil {
 		t.Fatal(err)
+	}
+	if report, err := oci.Repair(ctx, openRepo(t, r.Path()), nil, oci.RepairOptions{DryRun: true}); err != nil || len(report.Steps) != 1 || report.Steps[0].What != "image" {
+		t.Error(report, err)
 	}
 	if report, err := oci.Repair(ctx, openRepo(t, r.Path()), nil, oci.RepairOptions{Image: "os"}); err != nil || len(report.Failed) > 0 {
 		t.Fatal(report.Failed, err)
