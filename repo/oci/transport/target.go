@@ -3,11 +3,15 @@ package transport
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
+	"github.com/docker/distribution/registry/api/errcode"
+	v2 "github.com/docker/distribution/registry/api/v2"
 	"github.com/opencontainers/go-digest"
 	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
@@ -51,7 +55,7 @@ func OpenTarget(ctx context.Context, name string, o Options) (*Target, error) {
 	return &Target{r, r.to}, nil
 }
 
-// registryTarget is a registry. A blob that breaks off comes again as a whole, from who has called Push.
+// registryTarget is a registry.
 type registryTarget struct {
 	image *Image // for its errors
 	to    types.ImageDestination
@@ -73,7 +77,17 @@ func (r *registryTarget) Has(ctx context.Context, d oci.Descriptor) (have bool, 
 
 func (r *registryTarget) PutBlob(ctx context.Context, d oci.Descriptor, content io.Reader) error {
 	_, err := r.to.PutBlob(ctx, content, infoOf(d), none.NoCache, false)
+	if lostUpload(err) {
+		return err
+	}
 	return r.image.explain(err)
+}
+
+// lostUpload reports whether a registry has forgotten an upload, or got other bytes than were sent: a new one may be better.
+func lostUpload(err error) bool {
+	var code errcode.ErrorCoder
+	return errors.As(err, &code) && slices.Contains([]errcode.ErrorCode{v2.ErrorCodeBlobUploadUnknown, v2.ErrorCodeBlobUploadInvalid,
+		v2.ErrorCodeDigestInvalid, v2.ErrorCodeSizeInvalid}, code.ErrorCode())
 }
 
 func (r *registryTarget) PutManifest(ctx context.Context, d oci.Descriptor, content []byte, tagged bool) error {
