@@ -59,6 +59,9 @@ and of several pulls that want the same layer one brings it. The tag is set when
 Artifacts that refer to the image, signatures for example, come along from a layout, and with --referrers from a registry. With
 --artifact-type, only those of one type do. They stay as long as the image.
 
+IMAGE may be the difference between two images, as oci-delta makes it: the new one is made of the old one, which has to be in the
+repository. Layers that are made so cannot be kept as they come.
+
 With --keep-blobs, compressed layers are kept as they come, too, which takes as much space as was downloaded: then oci push gives them
 back with the same digests, whoever compressed them. Layers that are there are read again for that.
 

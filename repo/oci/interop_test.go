@@ -82,3 +82,35 @@ func TestInteropPush(t *testing.T) {
 	peer(t, r, "oci", "fsck")
 	mustBeClean(t, openRepo(t, r.Path()))
 }
+
+// The same deltas make the same images in cfsctl, in repositories that it has filled, or this program has.
+func TestInteropDelta(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		images := newTwoImages(version)
+		old, delta := filepath.Join(t.TempDir(), "old"), filepath.Join(t.TempDir(), "delta")
+		images.old.save(t, old)
+		images.delta.save(t, delta)
+		ours := newRepo(t, fsverity.SHA256, erofs.V1)
+		if _, err := oci.Pull(ctx, ours, images.old, oci.PullOptions{Tag: "old"}); err != nil {
+			t.Fatal(err)
+		}
+		theirs := newRepo(t, fsverity.SHA256, erofs.V1)
+		peer(t, theirs, "oci", "pull", "oci:"+old, "old")
+		for name, r := range map[string]*repo.Repo{"ours": ours, "cfsctl's": theirs} {
+			out := peer(t, r, "oci", "pull", "oci:"+delta, "new")
+			if !strings.Contains(out, string(oci.DigestOf(images.new.manifest))) {
+				t.Errorf("tardf%d, %s: %s", version, name, out)
+			}
+			peer(t, r, "oci", "fsck")
+			mustBeClean(t, openRepo(t, r.Path()))
+		}
+		// What cfsctl has pulled is the old image of a delta here.
+		theirs = newRepo(t, fsverity.SHA256, erofs.V1)
+		peer(t, theirs, "oci", "pull", "oci:"+old, "old")
+		theirs = openRepo(t, theirs.Path())
+		if _, err := oci.Pull(ctx, theirs, images.delta, oci.PullOptions{Tag: "new"}); err != nil {
+			t.Error(err)
+		}
+		peer(t, theirs, "oci", "fsck")
+	}
+}

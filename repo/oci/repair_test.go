@@ -198,21 +198,7 @@ func TestRepairReferrers(t *testing.T) {
 
 // Objects are brought again as well: of layers, and of files with holes, which are in no layer as they are in the image.
 func TestRepairObjects(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "usr"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	sparse := filepath.Join(dir, "usr/sparse")
-	if err := os.WriteFile(sparse, bytes.Repeat([]byte("data"), 4096), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(sparse, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	archive, err := exec.Command("tar", "--sparse", "-C", dir, "-cf", "-", "usr").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	archive, content := sparseArchive(t)
 	source := newSource(func(_ int, b []byte) []byte { return gzipped(b) }, append(bigLayers(4, 2, 20), archive)...)
 	source.add(source.manifest)
 	r := newRepo(t, fsverity.SHA256, erofs.V1)
@@ -223,10 +209,6 @@ func TestRepairObjects(t *testing.T) {
 	objects, err := filepath.Glob(filepath.Join(r.Path(), "objects/*/*"))
 	if err != nil || len(objects) < 10 {
 		t.Fatal(objects, err)
-	}
-	content, err := os.ReadFile(sparse)
-	if err != nil {
-		t.Fatal(err)
 	}
 	holes := object(fsverity.Of(fsverity.SHA256, content))
 	for k, path := range objects {
@@ -269,4 +251,29 @@ func TestRepairObjects(t *testing.T) {
 	if err != nil || report.Failed["os"] == nil || !strings.Contains(report.Failed["os"].Error(), "the content has digest") {
 		t.Error(report.Failed, err)
 	}
+}
+
+// sparseArchive is an archive with the file usr/sparse, which has a hole, and what is in it.
+func sparseArchive(t *testing.T) (archive, content []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "usr"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sparse := filepath.Join(dir, "usr/sparse")
+	if err := os.WriteFile(sparse, bytes.Repeat([]byte("data"), 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(sparse, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	archive, err = exec.Command("tar", "--sparse", "-C", dir, "-cf", "-", "usr").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if content, err = os.ReadFile(sparse); err != nil {
+		t.Fatal(err)
+	}
+	return archive, content
 }
