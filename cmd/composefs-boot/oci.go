@@ -63,7 +63,8 @@ IMAGE may be the difference between two images, as oci-delta makes it: the new o
 repository. Layers that are made so cannot be kept as they come.
 
 With --keep-blobs, compressed layers are kept as they come, too, which takes as much space as was downloaded: then oci push gives them
-back with the same digests, whoever compressed them. Layers that are there are read again for that.
+back with the same digests, whoever compressed them. Layers that are there are read again for that. If cfsctl pulls the same image into
+the repository, it does not know of them: gc removes them, and another pull with --keep-blobs brings them again.
 
 With --expected-digest the image to boot is looked for that has this digest, among the formats and the extended attributes that may
 have been kept when it was made; it is an error if there is none, and the image gets no tag.`,
