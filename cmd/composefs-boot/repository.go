@@ -136,7 +136,7 @@ func (a *app) gcCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove what no ref leads to",
-		Long: `Remove the objects, images and streams that no ref leads to.
+		Long: `Remove the objects, images and streams that no ref leads to. An artifact that refers to an OCI image stays as long as the image.
 
 What changed less than --grace ago is kept, since an interrupted import would find it again; the default is an hour, and no
 time under the name cfsctl. Nothing is removed if an image or stream cannot be read.`,
