@@ -27,6 +27,7 @@ demo: build
 
 # The table is examples/bench/results.txt, the drawings are beside it. cfsctl takes part if "make interop" has built it.
 bench: setup
+	internal/setup rivals
 	go test -tags bench -count 1 -run TestBench -v -timeout 30m ./cmd/composefs-boot
 	cd examples/bench && go run ./plot
 
