@@ -66,11 +66,15 @@ func (d *delta) describe(ctx context.Context, m Manifest) (*Image, error) {
 		case deltaConfig:
 			d.config = blob
 		case deltaLayer:
-			to, err := ParseDigest(blob.Annotations[deltaTo])
+			to := blob.Annotations[deltaTo]
+			if to == "" {
+				continue // for nobody
+			}
+			layer, err := ParseDigest(to)
 			if err != nil {
 				return nil, fmt.Errorf("blob %s: annotation %s: %w", blob.Digest, deltaTo, err)
 			}
-			d.layers[to] = blob
+			d.layers[layer] = blob
 		}
 	}
 	if manifest.Digest == "" || d.config.Digest == "" {

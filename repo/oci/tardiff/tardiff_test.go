@@ -212,6 +212,7 @@ var hostile = map[string]struct {
 	"dict-in-version-1":    {deltaOf(1, with(open, "a/b"), with(dict, "x")), "tardf1 does not know"},
 	"dict-no-frame":        {deltaOf(2, with(open, "a/b"), with(dict, "something")), "magic number mismatch"},
 	"dict-cut":             {deltaOf(2, with(open, "a/b"), append(number(dict, 1000), "\x28\xb5\x2f\xfd"...)), "unexpected EOF"},
+	"dict-copy-after":      {deltaOf(2, with(open, "a/b"), with(dict, "\x28\xb5\x2f\xfd\x00\x58\x01\x00\x00"), number(copied, 1)), "after 0 bytes: unexpected EOF"},
 	"bomb":                 {deltaOf(1, with(data, strings.Repeat("a", 2<<20))), "larger than the limit"},
 	"idle-bomb":            {deltaOf(1, with(open, "a/b"), bytes.Repeat(number(seek, 1), 1<<19)), "larger than the limit"},
 }

@@ -41,7 +41,7 @@ type endpoint struct {
 	idle        time.Duration // see oci.Retry
 }
 
-// endpoints returns where an image may be, the mirrors of registries.conf first, and where it is given to at last.
+// endpoints returns where an image may be, the mirrors of registries.conf first.
 func (i *Image) endpoints() ([]*endpoint, error) {
 	named := i.ref.DockerReference()
 	found, err := sysregistriesv2.FindRegistry(i.sys, named.Name())
@@ -63,6 +63,19 @@ func (i *Image) endpoints() ([]*endpoint, error) {
 		list = append(list, e)
 	}
 	return list, nil
+}
+
+// home returns where an image is given to: to the registry that it is named after, whatever registries.conf has in its place.
+func (i *Image) home() (*endpoint, error) {
+	s := sysregistriesv2.PullSource{Reference: i.ref.DockerReference()}
+	found, err := sysregistriesv2.FindRegistry(i.sys, s.Reference.Name())
+	if err != nil {
+		return nil, fmt.Errorf("registries.conf: %w", err)
+	}
+	if found != nil {
+		s.Endpoint.Insecure = found.Insecure
+	}
+	return i.endpoint(s)
 }
 
 func (i *Image) endpoint(s sysregistriesv2.PullSource) (*endpoint, error) {

@@ -25,8 +25,8 @@ func (i *Image) layoutManifest(ctx context.Context, d oci.Digest) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	free, err := i.free(d, b)
-	if err != nil || free {
+	exempt, err := i.exempt(d, b)
+	if err != nil || exempt {
 		return b, err
 	}
 	if err := allow(ctx, i.sys, layoutImage{i.ref, b}); err != nil {

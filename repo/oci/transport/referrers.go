@@ -157,11 +157,10 @@ func (r *registryTarget) refer(ctx context.Context, subject oci.Digest, d oci.De
 	if r.lists {
 		return nil
 	}
-	places, err := r.image.endpoints()
+	e, err := r.image.home()
 	if err != nil {
 		return err
 	}
-	e := places[len(places)-1] // mirrors are not written to
 	for attempt := 0; ; attempt++ {
 		var list referrerList
 		err := r.retry.Do(ctx, func() (err error) {

@@ -146,8 +146,8 @@ func (i *Image) Manifest(ctx context.Context, d oci.Digest) ([]byte, error) {
 	if err != nil {
 		return nil, i.explain(err)
 	}
-	free, err := i.free(d, b)
-	if err != nil || free {
+	exempt, err := i.exempt(d, b)
+	if err != nil || exempt {
 		return b, err
 	}
 	if err := allow(ctx, i.sys, unparsed); err != nil {
@@ -159,9 +159,9 @@ func (i *Image) Manifest(ctx context.Context, d oci.Digest) ([]byte, error) {
 	return b, i.explain(err)
 }
 
-// free reports whether the policy is not asked about a manifest: for an index, of which it is asked when an image is chosen, and for an
+// exempt reports whether the policy is not asked about a manifest: for an index, of which it is asked when an image is chosen, and for an
 // artifact that refers to an image and is none itself.
-func (i *Image) free(d oci.Digest, b []byte) (bool, error) {
+func (i *Image) exempt(d oci.Digest, b []byte) (bool, error) {
 	is, err := oci.IsIndex(b)
 	if err != nil || is {
 		return true, err
