@@ -59,6 +59,8 @@ type PullOptions struct {
 	Retry    Retry
 	Progress *Progress
 	Lock     repo.LockOptions
+
+	asIs bool // a delta is an artifact like others
 }
 
 // PullResult is what a pull has brought.
@@ -81,7 +83,8 @@ type PullStats struct {
 // checkpoint is how many bytes of new objects are made durable at once, with the layers that are complete.
 const checkpoint = 128 << 20
 
-// Pull brings an image into the repository and makes its composefs images. Layers that are there are not read. The tag is set
+// Pull brings an image into the repository and makes its composefs images. Layers that are there are not read. If the source has the
+// difference between two images, an oci-delta artifact, the new one of them is made of the old one, which has to be there. The tag is set
 // when everything that it leads to is durable. What an interrupted pull has left is used by the next one.
 func Pull(ctx context.Context, r *repo.Repo, source Source, o PullOptions) (PullResult, error) {
 	if o.Tag != "" {
@@ -132,6 +135,7 @@ type pull struct {
 	blobs   map[Digest]fsverity.Digest // that were kept, see PullOptions.KeepBlobs
 	again   map[Digest]bool            // layers that are brought though they are there
 	repair  bool                       // again is known beforehand
+	delta   *delta                     // what the image is made of, if it is one
 }
 
 func (p *pull) run(ctx context.Context) (*Image, error) {
@@ -163,13 +167,15 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 }
 
 // describe reads the manifest and config of the image.
-func (p *pull) describe(ctx context.Context) (*Image, error) {
+func (p *pull) describe(ctx context.Context) (*Image, error) { return p.describeDigest(ctx, "") }
+
+// describeDigest reads those of an image that something else has named, or of the one of the source.
+func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
 	image := &Image{Blobs: map[Digest]fsverity.Digest{}}
-	var d Digest
 	for depth := 0; ; depth++ {
 		var b []byte
 		err := p.o.Retry.Do(ctx, func() (err error) {
-			b, err = p.source.Manifest(ctx, d)
+			b, err = p.manifest(ctx, d)
 			return err
 		})
 		if err != nil {
@@ -201,6 +207,9 @@ func (p *pull) describe(ctx context.Context) (*Image, error) {
 	if image.Manifest, err = parseManifest(image.ManifestJSON); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", image.Digest, err)
 	}
+	if image.Manifest.ArtifactType == typeDelta && !p.o.asIs {
+		return p.describeDelta(ctx, image)
+	}
 	config := image.Manifest.Config
 	blob := p.open(ctx, config)
 	defer blob.Close()
@@ -216,7 +225,22 @@ func (p *pull) describe(ctx context.Context) (*Image, error) {
 	return image, nil
 }
 
+func (p *pull) manifest(ctx context.Context, d Digest) ([]byte, error) {
+	if p.delta != nil {
+		return p.delta.Manifest(ctx, d)
+	}
+	return p.source.Manifest(ctx, d)
+}
+
 func (p *pull) open(ctx context.Context, d Descriptor) *resuming {
+	if p.delta != nil {
+		return &resuming{ctx: ctx, source: p.delta, blob: d} // it opens what it needs itself
+	}
+	return p.fetch(ctx, d)
+}
+
+// fetch opens a blob of the source itself.
+func (p *pull) fetch(ctx context.Context, d Descriptor) *resuming {
 	return &resuming{ctx: ctx, source: p.source, blob: d, retry: p.o.Retry, got: func(n int) { p.o.Progress.Bytes.Add(int64(n)) }}
 }
 
@@ -250,7 +274,7 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		}
 		if missing[id] == nil {
 			order = append(order, id)
-			p.o.Progress.Total.Add(image.Manifest.Layers[k].Size)
+			p.o.Progress.Total.Add(p.toFetch(image.Manifest.Layers[k]))
 		}
 		missing[id] = append(missing[id], k)
 	}
@@ -292,6 +316,14 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 	}
 	p.count()
 	return nil
+}
+
+// toFetch is how many bytes come for a layer.
+func (p *pull) toFetch(layer Descriptor) int64 {
+	if p.delta != nil {
+		return p.delta.layers[layer.Digest].Size
+	}
+	return layer.Size
 }
 
 // checkpoint makes the layers durable that are complete. Then nothing has to be kept of their blobs any more.
