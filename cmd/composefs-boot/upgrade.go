@@ -117,10 +117,10 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 	} else if source, err = absolute(source); err != nil {
 		return err
 	}
-	if !transport.Is(source) {
-		if f.check {
-			return usageError{fmt.Errorf("--check is for images, and %s is a directory: see --dry-run", source)}
-		}
+	if f.check && !transport.Is(source) {
+		return usageError{fmt.Errorf("--check is for images, and %s is a directory or a commit: see --dry-run", source)}
+	}
+	if fromDirectory(source) {
 		if err := boot.RefuseKeys(source, keys.public()); err != nil {
 			return err
 		}
@@ -151,6 +151,13 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 
 // absolute makes the name of an image that is a path one that can be remembered.
 func absolute(source string) (string, error) {
+	if isCommit(source) {
+		path, ref, err := splitCommit(source)
+		if err == nil {
+			path, err = filepath.Abs(path)
+		}
+		return commitPrefix + path + ":" + ref, err
+	}
 	name, path, ok := strings.Cut(source, ":")
 	if !ok || !transport.Is(source) || !slices.Contains([]string{"oci", "oci-archive", "docker-archive", "dir"}, name) {
 		return source, nil
@@ -202,7 +209,11 @@ func (u *upgrade) install(ctx context.Context) error {
 	}
 	defer i.Abort()
 	from := &treeSource{a: u.a, name: u.result.Image, repo: u.r}
-	if transport.Is(from.name) {
+	if isCommit(from.name) {
+		if from.commit, err = u.a.pullCommit(ctx, u.r, from.name, !u.f.dry); err != nil {
+			return err
+		}
+	} else if transport.Is(from.name) {
 		tag := from.name
 		if u.f.dry {
 			tag = "" // then garbage collection may have it
