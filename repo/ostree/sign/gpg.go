@@ -97,23 +97,11 @@ func readKeys(r io.Reader) (openpgp.EntityList, error) {
 	if len(b) > 12 && string(b[8:12]) == "KBXf" {
 		return nil, errors.New("a keybox, not a keyring: gpg --export writes one")
 	}
-	var keys openpgp.EntityList
-	if bytes.HasPrefix(bytes.TrimSpace(b), []byte("-----BEGIN")) {
-		for in := bufio.NewReader(bytes.NewReader(b)); ; {
-			block, err := armor.Decode(in)
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				return nil, err
-			}
-			more, err := openpgp.ReadKeyRing(block.Body)
-			if err != nil {
-				return nil, err
-			}
-			keys = append(keys, more...)
-		}
-	} else if keys, err = openpgp.ReadKeyRing(bytes.NewReader(b)); err != nil {
+	if b, err = Dearmor(b); err != nil {
+		return nil, err
+	}
+	keys, err := openpgp.ReadKeyRing(bytes.NewReader(b))
+	if err != nil {
 		return nil, err
 	}
 	// Without a self-signature there is nothing that says what the key is for.
@@ -125,6 +113,31 @@ func readKeys(r io.Reader) (openpgp.EntityList, error) {
 		return nil, errors.New("no keys in it")
 	}
 	return keys, nil
+}
+
+// Dearmor returns a keyring as packets, whose armour, if there is one, is taken off. Keyrings that follow each other are one.
+func Dearmor(b []byte) ([]byte, error) {
+	if !bytes.HasPrefix(bytes.TrimSpace(b), []byte("-----BEGIN")) {
+		return b, nil
+	}
+	var packets []byte
+	for in := bufio.NewReader(bytes.NewReader(b)); ; {
+		block, err := armor.Decode(in)
+		if err == io.EOF {
+			return packets, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if block.Type != openpgp.PublicKeyType && block.Type != openpgp.PrivateKeyType {
+			return nil, fmt.Errorf("%s is no key", block.Type)
+		}
+		more, err := io.ReadAll(block.Body)
+		if err != nil {
+			return nil, err
+		}
+		packets = append(packets, more...)
+	}
 }
 
 // Verify implements Verifier.

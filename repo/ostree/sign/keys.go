@@ -87,20 +87,29 @@ func (k *Keys) LoadFile(path string) error { return k.load(&k.trusted, path) }
 // LoadSystem trusts the keys in DIR/trusted.SCHEME and DIR/trusted.SCHEME.d, and never those in DIR/revoked.SCHEME and
 // DIR/revoked.SCHEME.d. What is not there is passed over.
 func (k *Keys) LoadSystem(dir string) error {
-	for name, to := range map[string]*[][]byte{"trusted": &k.trusted, "revoked": &k.revoked} {
-		base := filepath.Join(dir, name+"."+k.scheme)
-		files := []string{base}
-		entries, err := os.ReadDir(base + ".d")
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := k.LoadRevoked(dir); err != nil {
+		return err
+	}
+	return k.loadAll(&k.trusted, filepath.Join(dir, "trusted."+k.scheme))
+}
+
+// LoadRevoked reads those that are never trusted alone.
+func (k *Keys) LoadRevoked(dir string) error {
+	return k.loadAll(&k.revoked, filepath.Join(dir, "revoked."+k.scheme))
+}
+
+func (k *Keys) loadAll(to *[][]byte, base string) error {
+	files := []string{base}
+	entries, err := os.ReadDir(base + ".d")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		files = append(files, filepath.Join(base+".d", e.Name()))
+	}
+	for _, file := range files {
+		if err := k.load(to, file); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
-		}
-		for _, e := range entries {
-			files = append(files, filepath.Join(base+".d", e.Name()))
-		}
-		for _, file := range files {
-			if err := k.load(to, file); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
 		}
 	}
 	return nil
