@@ -401,4 +401,3 @@ func TestCancel(t *testing.T) {
 		t.Error(err)
 	}
 }
-

@@ -59,6 +59,7 @@ type Remote struct {
 
 	mu      sync.Mutex
 	commits map[ostree.Checksum]*commit
+	refs    map[string]ostree.Checksum // that were resolved: they stay what they were
 }
 
 // commit is a commit that has been verified.
@@ -89,7 +90,7 @@ func Open(ctx context.Context, config *Config, o Options) (*Remote, error) {
 			return fail(err)
 		}
 	}
-	return &Remote{config: config, o: o, c: c, commits: map[ostree.Checksum]*commit{}}, nil
+	return &Remote{config: config, o: o, c: c, commits: map[ostree.Checksum]*commit{}, refs: map[string]ostree.Checksum{}}, nil
 }
 
 // Close lets go of connections.
@@ -100,6 +101,12 @@ func (r *Remote) Close() { r.c.http.CloseIdleConnections() }
 func (r *Remote) Ref(ctx context.Context, name string) (ostree.Checksum, error) {
 	if err := summary.CheckRef(name); err != nil {
 		return ostree.Checksum{}, err
+	}
+	r.mu.Lock()
+	sum, ok := r.refs[name]
+	r.mu.Unlock()
+	if ok {
+		return sum, nil
 	}
 	sum, err := r.ref(ctx, name)
 	if err != nil {
@@ -112,6 +119,9 @@ func (r *Remote) Ref(ctx context.Context, name string) (ostree.Checksum, error) 
 	if err != nil {
 		return sum, fmt.Errorf("commit %v: %w", sum, err)
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refs[name] = sum
 	return sum, nil
 }
 

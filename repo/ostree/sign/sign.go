@@ -2,7 +2,7 @@
 //
 // What is signed are bytes: a commit object, the file summary, the superblock of a static delta. Signatures stand beside them, in a
 // dictionary a{sv}: the detached metadata of a commit (objects/xx/….commitmeta), the file summary.sig, the third member of a signed
-// superblock (see Delta). Each scheme has a key in it, whose value is a list of signatures, aay:
+// superblock (see package delta). Each scheme has a key in it, whose value is a list of signatures, aay:
 //
 //	ostree.gpgsigs       binary OpenPGP signature packets, RFC 9580; several may follow each other in one element
 //	ostree.sign.ed25519  64 bytes, RFC 8032

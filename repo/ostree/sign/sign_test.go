@@ -437,29 +437,6 @@ func mustEncode(t testing.TB, typ string, x any) gvariant.Value {
 	return v
 }
 
-func TestDelta(t *testing.T) {
-	key := newKey(t, nil)
-	block := []byte("superblock")
-	signed, err := sign.SignDelta(block, gpgSigner(t, key))
-	if err != nil || !bytes.HasPrefix(signed, []byte("OSTSGNDT")) {
-		t.Fatalf("%q, %v", signed, err)
-	}
-	got, s, err := sign.Delta(signed)
-	if err != nil || !bytes.Equal(got, block) {
-		t.Fatalf("%q, %v", got, err)
-	}
-	if _, err := (sign.Policy{{gpg(t, public(t, key))}}).Verify(got, s); err != nil {
-		t.Error(err)
-	}
-	got, s, err = sign.Delta(block)
-	if err != nil || !bytes.Equal(got, block) || len(s) != 0 {
-		t.Errorf("%q, %v, %v", got, s, err)
-	}
-	if _, _, err := sign.Delta([]byte("OSTSGNDT")); err == nil {
-		t.Error("a magic number alone")
-	}
-}
-
 func FuzzVerify(f *testing.F) {
 	f.Add(read(f, "vec.commitmeta"), read(f, "vec.gpg"))
 	f.Fuzz(func(t *testing.T, dictionary, ring []byte) {

@@ -26,7 +26,6 @@
 package summary
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -36,6 +35,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/composefs-boot/composefs-boot/repo/ostree/delta"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
@@ -49,7 +49,7 @@ type Summary struct {
 	Refs          []Ref            // sorted by name
 	Collection    string           // that they belong to, "" if to none
 	Collections   map[string][]Ref // of other collections
-	Deltas        map[Delta][32]byte
+	Deltas        delta.Digests
 	LastModified  time.Time // zero: not known
 	Expires       time.Time // zero: never
 	Mode          string
@@ -66,45 +66,6 @@ type Ref struct {
 	Timestamp time.Time // of the commit; zero: not known
 	Version   string    // of the commit, ""
 	Other     gvariant.Dict
-}
-
-// Delta names a static delta. From is zero if it needs no base.
-type Delta struct{ From, To [32]byte }
-
-func (d Delta) String() string {
-	if d.From == [32]byte{} {
-		return hex.EncodeToString(d.To[:])
-	}
-	return hex.EncodeToString(d.From[:]) + "-" + hex.EncodeToString(d.To[:])
-}
-
-// ParseDelta understands the name of a static delta.
-func ParseDelta(s string) (d Delta, err error) {
-	from, to, based := strings.Cut(s, "-")
-	if !based {
-		from, to = "", from
-	}
-	if based {
-		d.From, err = parseHex(from)
-	}
-	if err == nil {
-		d.To, err = parseHex(to)
-	}
-	if err == nil && based && d.From == [32]byte{} {
-		err = errors.New("no commit has the checksum zero")
-	}
-	if err != nil {
-		return Delta{}, fmt.Errorf("static delta %.140q: %w", s, err)
-	}
-	return d, nil
-}
-
-func parseHex(s string) (sum [32]byte, err error) {
-	if len(s) != 64 || strings.ToLower(s) != s {
-		return sum, errors.New("not 64 lower-case hexadecimal digits")
-	}
-	_, err = hex.Decode(sum[:], []byte(s))
-	return sum, err
 }
 
 // Lookup returns the ref of that name, of a collection, or of the repository's own if that is "".
@@ -177,8 +138,11 @@ func parse(b []byte) (*Summary, error) {
 			s.Collection, err = v.String()
 		case "ostree.summary.collection-map":
 			s.Collections, err = parseCollections(v)
-		case "ostree.static-deltas":
-			s.Deltas, err = parseDeltas(v)
+		case delta.DigestsKey:
+			if v.Type() != "a{sv}" {
+				return fmt.Errorf("type %s", v.Type())
+			}
+			s.Deltas, err = delta.ParseDigests(v)
 		default:
 			if s.Other == nil {
 				s.Other = gvariant.Dict{}
@@ -325,43 +289,6 @@ func parseCollections(v gvariant.Value) (map[string][]Ref, error) {
 	return all, err
 }
 
-func parseDeltas(v gvariant.Value) (map[Delta][32]byte, error) {
-	if v.Type() != "a{sv}" {
-		return nil, fmt.Errorf("type %s", v.Type())
-	}
-	all := map[Delta][32]byte{}
-	err := eachEntry(v, func(key string, v gvariant.Value) error {
-		d, err := ParseDelta(key)
-		if err == nil {
-			all[d], err = parseSum(v)
-		}
-		return err
-	})
-	return all, err
-}
-
-// ParseDeltaIndex reads a file of delta-indexes/, which lists the static deltas to one commit: a{sv} with ostree.static-deltas.
-func ParseDeltaIndex(b []byte) (map[Delta][32]byte, error) {
-	if len(b) > MaxSize {
-		return nil, fmt.Errorf("delta index: %d bytes, more than %d", len(b), MaxSize)
-	}
-	v, err := gvariant.New("a{sv}", b)
-	if err == nil {
-		var ok bool
-		if v, ok, err = v.Lookup("ostree.static-deltas"); err == nil && !ok {
-			return nil, nil
-		}
-	}
-	var all map[Delta][32]byte
-	if err == nil {
-		all, err = parseDeltas(v)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("delta index: %w", err)
-	}
-	return all, nil
-}
-
 // Encode writes a summary.
 func (s *Summary) Encode() ([]byte, error) {
 	dict := gvariant.Dict{}
@@ -397,9 +324,9 @@ func (s *Summary) Encode() ([]byte, error) {
 		put("ostree.summary.collection-map", "a{sa(s(taya{sv}))}", list)
 	}
 	if len(s.Deltas) > 0 {
-		deltas, err := EncodeDeltas(s.Deltas)
+		deltas, err := s.Deltas.Encode()
 		failed = errors.Join(failed, err)
-		dict["ostree.static-deltas"] = deltas
+		dict[delta.DigestsKey] = deltas
 	}
 	refs, err := encodeRefs(s.Refs)
 	if failed = errors.Join(failed, err); failed != nil {
@@ -407,19 +334,6 @@ func (s *Summary) Encode() ([]byte, error) {
 	}
 	v, err := gvariant.Encode(typ, gvariant.Tuple{refs, dict})
 	return v.Bytes(), err
-}
-
-// EncodeDeltas returns the value of ostree.static-deltas.
-func EncodeDeltas(deltas map[Delta][32]byte) (gvariant.Value, error) {
-	dict := gvariant.Dict{}
-	for d, sum := range deltas {
-		v, err := gvariant.Encode("ay", sum[:])
-		if err != nil {
-			return v, err
-		}
-		dict[d.String()] = v
-	}
-	return gvariant.Encode("a{sv}", dict)
 }
 
 func encodeRefs(refs []Ref) (gvariant.List, error) {
