@@ -305,3 +305,6 @@ func (c *Config) gpg(s System) (*sign.GPG, error) {
 func Anonymous(url string, gpgKeys []string) *Config {
 	return &Config{Name: "anonymous", URL: url, gpgKeyPaths: slices.Clone(gpgKeys), keys: map[string]keySource{}}
 }
+
+// TrustAlso adds files of GPG keys to those of the configuration.
+func (c *Config) TrustAlso(gpgKeys []string) { c.gpgKeyPaths = append(c.gpgKeyPaths, gpgKeys...) }

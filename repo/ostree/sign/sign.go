@@ -113,6 +113,19 @@ func byteStrings(v gvariant.Value) ([][]byte, error) {
 // Policy says who must have signed: of each group, at least one member must find a good signature. An empty policy asks for nothing.
 type Policy [][]Verifier
 
+// Schemes returns the schemes of each group: "ed25519 or spki".
+func (p Policy) Schemes() []string {
+	groups := []string{}
+	for _, group := range p {
+		var schemes []string
+		for _, v := range group {
+			schemes = append(schemes, v.Scheme())
+		}
+		groups = append(groups, strings.Join(schemes, " or "))
+	}
+	return groups
+}
+
 // Verify checks the signatures of the data and returns who has signed, one for each group: "gpg 4B4F…". The error is ErrUnsigned or
 // ErrUntrusted.
 func (p Policy) Verify(data []byte, s Signatures) ([]string, error) {
