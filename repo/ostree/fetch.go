@@ -101,7 +101,7 @@ func (p *pull) fetch(ctx context.Context, l link, j *journal, have *Objects, sta
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.checkpoint()) // what has come stays
+		return nil, errors.Join(err, f.checkpoint())
 	}
 	stats.Metadata += f.stats.Metadata
 	stats.Files += f.stats.Files
