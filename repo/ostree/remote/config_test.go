@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/composefs-boot/composefs-boot/internal/golden"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/remote"
 )
 
@@ -24,11 +25,7 @@ func write(t testing.TB, path, text string) {
 
 func vectorKey(t testing.TB) []byte {
 	t.Helper()
-	b, err := os.ReadFile("../sign/testdata/vec.gpg")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return golden.Read(t, "ostree/vec.gpg")
 }
 
 func TestConfig(t *testing.T) {
