@@ -128,7 +128,7 @@ func TestTrust(t *testing.T) {
 		}
 		trust, err := list[0].Trust(system)
 		if c.err != "" {
-			if err == nil || !strings.Contains(err.Error(), c.err) {
+			if err == nil || !strings.Contains(err.Error(), c.err) || errors.Is(err, remote.ErrNoKeys) != (c.settings == "") {
 				t.Errorf("%s: %v, want %q", c.name, err, c.err)
 			}
 			continue
