@@ -139,6 +139,14 @@ func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsver
 	return s, nil
 }
 
+// manifest returns the digest of an OCI image, "" for a directory.
+func (s *treeSource) manifest() string {
+	if s.image == nil {
+		return ""
+	}
+	return string(s.image.Digest)
+}
+
 // open opens files of the tree.
 func (s *treeSource) open() fstree.Open {
 	switch {
