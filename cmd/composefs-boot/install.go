@@ -305,7 +305,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 		return err
 	}
 	// What was in /boot is on the ESP now, and no part of the image.
-	if _, err := r.GC(ctx, repo.GCOptions{Lock: a.lock()}); err != nil {
+	if _, err := r.GC(ctx, repo.GCOptions{Follows: oci.Follows, Lock: a.lock()}); err != nil {
 		return err
 	}
 	state, err := plan.StateTree()
