@@ -158,7 +158,7 @@ func (r *Remote) verifySummary(ctx context.Context, path string, content []byte,
 		}
 	}
 	if errors.Is(err, ostree.ErrNotFound) {
-		return fmt.Errorf("%w: %w", sign.ErrUnsigned, err)
+		return fmt.Errorf("%w: %v", sign.ErrUnsigned, err) // that the file itself is not there is something else
 	}
 	if err != nil {
 		return err
