@@ -3,7 +3,7 @@ module github.com/composefs-boot/composefs-boot
 go 1.26.0
 
 require (
-	github.com/ProtonMail/go-crypto v1.4.1
+	github.com/ProtonMail/go-crypto v1.5.2
 	github.com/diskfs/go-diskfs v1.9.4
 	github.com/distribution/reference v0.6.0
 	github.com/dlclark/regexp2 v1.12.0
