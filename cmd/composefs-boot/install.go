@@ -88,10 +88,12 @@ func (a *app) installCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "install SOURCE (--disk FILE | --root DIR [--esp DIR])",
 		Short: "Install an operating system",
-		Long: `Install the operating system in the directory SOURCE, or in an OCI image.
+		Long: `Install the operating system in the directory SOURCE, or in an OCI image or OSTree commit.
 
 ` + imageNames + ` The repository of the system gets the image with its layers, by which upgrades know what is there. The
 name is remembered: composefs-boot upgrade pulls it again.
+
+` + commitNames + ` The repository of the system gets the commit, under the name of the ref.
 
 With --disk a bootable disk image is made: an EFI system partition with systemd-boot, kernel, initramfs and boot entry, and
 an ext4 root with the repository, on which every object has fs-verity enabled. No root is needed, and the same input gives
@@ -116,7 +118,8 @@ hardware does not start any more without its vendor's keys; elsewhere choose it 
   composefs-boot install ./tree --disk disk.img --uki --secureboot-private-key db.key --secureboot-certificate db.pem
   composefs-boot install ./tree --disk disk.img --uki --initrd native --kernel /usr/lib/modules/6.12.0 --addon console.addon.efi
   composefs-boot install ./tree --root /mnt --esp /mnt/efi --root-arg root=UUID=...
-  composefs-boot install docker://registry.example/os:1 --disk disk.img`,
+  composefs-boot install docker://registry.example/os:1 --disk disk.img
+  composefs-boot install ostree:/ostree/repo:my-os/stable --disk disk.img`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.install(c.Context(), args[0], f) },
 	}
@@ -156,7 +159,7 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 	if err != nil {
 		return err
 	}
-	if !transport.Is(source) { // it is read first: that is quick, and the rest is not
+	if fromDirectory(source) { // it is read first: that is quick, and the rest is not
 		if err := boot.RefuseKeys(source, keys.public()); err != nil {
 			return err
 		}
@@ -202,12 +205,12 @@ func objectsOf(r *repo.Repo) fstree.Open {
 
 // readSystem reads the source, whose large files go to the sink, and makes it bootable. Its files are opened in the source.
 func (a *app) readSystem(ctx context.Context, from *treeSource, sink fstree.Sink, f installFlags) (boot.System, error) {
-	s, source := boot.System{Open: from.open()}, from.name
+	s, source := boot.System{Open: from.open(), Merged: from.commit != nil}, from.name
 	var err error
 	if s.Tree, err = from.read(ctx, sink, nil, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
 		return s, err
 	}
-	if from.image != nil {
+	if !fromDirectory(source) {
 		if err := boot.RefuseKeysIn(s.Tree, s.Open, f.uki.public); err != nil {
 			return s, fmt.Errorf("%s: %w", source, err)
 		}
@@ -270,7 +273,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 		return err
 	}
 	defer i.Abort()
-	// An OCI image is in the repository then, with its tag.
+	// An OCI image or OSTree commit is in the repository then, with its name.
 	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, cmp.Or(f.target, source))
 	if err != nil {
 		return err
@@ -400,7 +403,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 		return err
 	}
 	defer i.Abort()
-	// An OCI image is in the repository then, with its tag.
+	// An OCI image or OSTree commit is in the repository then, with its name.
 	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, cmp.Or(f.target, source))
 	if err != nil {
 		return err
@@ -415,7 +418,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if err != nil {
 		return err
 	}
-	// Until here, nothing but objects is visible, and an OCI image.
+	// Until here, nothing but objects is visible, and an OCI image or OSTree commit.
 	if err := i.Commit(); err != nil {
 		return err
 	}

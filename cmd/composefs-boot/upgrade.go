@@ -66,8 +66,8 @@ func (a *app) switchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "switch SOURCE",
 		Short: "Install another image on this machine",
-		Long: `Install another image beside the booted system, as upgrade does; from then on, upgrades are of that image. SOURCE may be a directory,
-too: then there is nothing to upgrade from.
+		Long: `Install another image beside the booted system, as upgrade does; from then on, upgrades are of that image. SOURCE may be a directory or
+an OSTree commit, too: then there is nothing to upgrade from.
 
 ` + imageNames,
 		Example: `  composefs-boot switch docker://registry.example/os:2
@@ -117,10 +117,10 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 	} else if source, err = absolute(source); err != nil {
 		return err
 	}
-	if !transport.Is(source) {
-		if f.check {
-			return usageError{fmt.Errorf("--check is for images, and %s is a directory: see --dry-run", source)}
-		}
+	if !transport.Is(source) && f.check {
+		return usageError{fmt.Errorf("--check is for OCI images, and %s is none: see --dry-run", source)}
+	}
+	if fromDirectory(source) {
 		if err := boot.RefuseKeys(source, keys.public()); err != nil {
 			return err
 		}
@@ -201,18 +201,19 @@ func (u *upgrade) install(ctx context.Context) error {
 		return err
 	}
 	defer i.Abort()
-	from := &treeSource{a: u.a, name: u.result.Image, repo: u.r}
+	from, tag := &treeSource{a: u.a, name: u.result.Image, repo: u.r}, u.result.Image
+	if u.f.dry {
+		tag = "" // then garbage collection may have it
+	}
 	if transport.Is(from.name) {
-		tag := from.name
-		if u.f.dry {
-			tag = "" // then garbage collection may have it
-		}
 		pulled, err := u.a.pull(ctx, u.r, from.name, u.f.image, oci.PullOptions{Tag: tag})
 		if err != nil {
 			return err
 		}
 		from.image, u.result.Pulled = pulled.Image, &pulled.Stats
 		u.result.Manifest = from.manifest()
+	} else if from, err = u.a.openTree(ctx, from.name, u.r, u.r.Algorithm(), u.f.image, tag); err != nil {
+		return err
 	}
 	s, err := u.a.putSystem(ctx, from, u.r, i, installFlags{uki: u.f.uki})
 	if err != nil {

@@ -118,6 +118,9 @@ func (w *Writer) Object(d fsverity.Digest, size uint64) error {
 	return err
 }
 
+// Refer adds a reference to an object that is not a part of the stream, and returns its number.
+func (w *Writer) Refer(d fsverity.Digest) int { return w.objects.of(d) }
+
 // Name adds a named reference to another stream, or to an image, by the digest of its object.
 func (w *Writer) Name(name string, stream fsverity.Digest) error {
 	if strings.ContainsRune(name, 0) {
