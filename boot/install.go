@@ -28,6 +28,9 @@ type System struct {
 	Format    erofs.Format
 	Resources []Resource
 	Release   OSRelease
+	// Merged tells that files of the same content and metadata are one inode, as in an OSTree commit. In /var, which is written
+	// to, each is a file of its own.
+	Merged bool
 }
 
 // Deployment says how a system is to be installed.
@@ -139,6 +142,9 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	}
 	if v := s.Tree.Lookup("var"); v != nil && v.Dir() != nil {
 		p.Var = v
+		if s.Merged {
+			p.Var = unlinked(v)
+		}
 	}
 	return p, nil
 }
@@ -265,6 +271,21 @@ func (p *Plan) entryFiles(s System, d Deployment) (sum string, err error) {
 	}
 	p.ESP = append(p.ESP, text("loader/entries/"+d.ID+".conf", string(entry.Bytes())))
 	return sum, nil
+}
+
+// unlinked copies a directory, with an inode for each name.
+func unlinked(i *fstree.Inode) *fstree.Inode {
+	own := *i
+	if d := i.Dir(); d != nil {
+		content := &fstree.Directory{}
+		for _, e := range d.Entries {
+			content.Set(e.Name, unlinked(e.Inode))
+		}
+		own.Content = content
+	} else {
+		own.Nlink = 1
+	}
+	return &own
 }
 
 // ESPFiles returns the files of the ESP for a disk image.

@@ -205,7 +205,7 @@ func objectsOf(r *repo.Repo) fstree.Open {
 
 // readSystem reads the source, whose large files go to the sink, and makes it bootable. Its files are opened in the source.
 func (a *app) readSystem(ctx context.Context, from *treeSource, sink fstree.Sink, f installFlags) (boot.System, error) {
-	s, source := boot.System{Open: from.open()}, from.name
+	s, source := boot.System{Open: from.open(), Merged: from.commit != nil}, from.name
 	var err error
 	if s.Tree, err = from.read(ctx, sink, nil, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
 		return s, err

@@ -118,7 +118,7 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 		return err
 	}
 	if f.check && !transport.Is(source) {
-		return usageError{fmt.Errorf("--check is for images, and %s is a directory or a commit: see --dry-run", source)}
+		return usageError{fmt.Errorf("--check is for OCI images, and %s is none: see --dry-run", source)}
 	}
 	if fromDirectory(source) {
 		if err := boot.RefuseKeys(source, keys.public()); err != nil {
