@@ -3,7 +3,6 @@ package repo
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"runtime"
 	"sync"
@@ -12,6 +11,9 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
+
+// flushBytes is how many bytes of new objects wait at most until the disk begins to write them, while others come.
+const flushBytes = 32 << 20
 
 func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
 	if i.store {
@@ -27,51 +29,68 @@ func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
 		return nil
 	}
 	i.pending[d] = t
+	i.waiting += size
 	i.stats.Objects++
 	i.stats.Bytes += size
-	if len(i.pending) < i.batch {
+	full := func() bool { return len(i.pending) >= i.batch || i.waiting >= flushBytes }
+	if !full() {
 		return i.failed
 	}
 	// One flush goes on while others fill the next batch; who is faster than the disk waits here.
 	i.awaitFlush()
-	if i.failed != nil || len(i.pending) < i.batch {
+	if i.failed != nil || !full() {
 		return i.failed
 	}
-	i.flushing, i.pending = i.pending, map[fsverity.Digest]*temp{}
-	list := maps.Clone(i.flushing)
+	list := i.beginFlush()
 	go func() {
 		err := i.flush(list)
 		i.mu.Lock()
-		i.failed, i.flushing = err, nil
-		i.flushed.Broadcast()
-		i.mu.Unlock()
+		defer i.mu.Unlock()
+		i.endFlush(err)
 	}()
 	return nil
 }
 
 // awaitFlush waits until no flush goes on. The caller holds the lock.
 func (i *Import) awaitFlush() {
-	for i.flushing != nil {
+	for i.busy {
 		i.flushed.Wait()
 	}
+}
+
+// beginFlush takes what is pending. Until endFlush, which gets the result, nobody else flushes. The caller holds the lock.
+func (i *Import) beginFlush() map[fsverity.Digest]*temp {
+	i.flushing, i.pending, i.waiting, i.busy = i.pending, map[fsverity.Digest]*temp{}, 0, true
+	return i.flushing
+}
+
+func (i *Import) endFlush(err error) {
+	i.failed, i.flushing, i.busy = err, nil, false
+	i.flushed.Broadcast()
+}
+
+// flushAll flushes what is pending, and then calls the function. The caller holds the lock, which is let go meanwhile.
+func (i *Import) flushAll(then func() error) error {
+	i.awaitFlush()
+	if i.failed != nil {
+		return i.failed
+	}
+	list := i.beginFlush()
+	i.mu.Unlock()
+	err := i.flush(list)
+	if err == nil {
+		err = then()
+	}
+	i.mu.Lock()
+	i.endFlush(err)
+	return err
 }
 
 // settle makes visible what has been put so far.
 func (i *Import) settle() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.flushPending()
-}
-
-// flushPending flushes what is pending, after what is on its way. The caller holds the lock.
-func (i *Import) flushPending() error {
-	i.awaitFlush()
-	if i.failed != nil {
-		return i.failed
-	}
-	list := i.pending
-	i.pending = map[fsverity.Digest]*temp{}
-	return i.flush(list)
+	return i.flushAll(func() error { return nil })
 }
 
 // flush makes files durable and then visible. It closes them, whatever happens.

@@ -48,11 +48,13 @@ type Import struct {
 	mu       sync.Mutex
 	flushed  *sync.Cond
 	pending  map[fsverity.Digest]*temp // written, without a name
+	waiting  int64                     // bytes of them
 	flushing map[fsverity.Digest]*temp // on their way to a name
+	busy     bool                      // somebody flushes
 	failed   error                     // of a flush
 	names    []name                    // to be made by Commit, in this order
 	stats    ImportStats
-	durable  int // of stats.Objects
+	durable  int // of stats.Objects; for who is busy
 	done     bool
 }
 
@@ -326,32 +328,34 @@ func (i *Import) Commit() error {
 	return i.publishAll()
 }
 
-// publishAll makes objects and names visible. The caller holds the lock.
+// publishAll makes objects and names visible that have been put and given so far. The caller holds the lock.
 func (i *Import) publishAll() error {
-	if err := i.flushPending(); err != nil {
-		return err
-	}
-	if i.stats.Objects == i.durable && i.named() {
-		return nil // an earlier import has made all of it durable
-	}
-	// The names of the objects must be durable before anything leads to them.
-	if err := unix.Syncfs(int(i.objects.Fd())); err != nil {
-		return os.NewSyscallError("syncfs", err)
-	}
-	i.durable = i.stats.Objects
-	// A run of names in one directory becomes durable at once, before the next one begins.
-	for len(i.names) > 0 {
-		dir := filepath.Dir(i.names[0].path)
-		n := 1
-		for n < len(i.names) && filepath.Dir(i.names[n].path) == dir {
-			n++
+	i.awaitFlush() // which may be of another checkpoint
+	names, objects := i.names, i.stats.Objects
+	i.names = nil
+	return i.flushAll(func() error {
+		if objects == i.durable && i.named(names) {
+			return nil // an earlier import has made all of it durable
 		}
-		if err := i.link(dir, i.names[:n]); err != nil {
-			return err
+		// The names of the objects must be durable before anything leads to them.
+		if err := unix.Syncfs(int(i.objects.Fd())); err != nil {
+			return os.NewSyscallError("syncfs", err)
 		}
-		i.names = i.names[n:]
-	}
-	return nil
+		i.durable = objects
+		// A run of names in one directory becomes durable at once, before the next one begins.
+		for len(names) > 0 {
+			dir := filepath.Dir(names[0].path)
+			n := 1
+			for n < len(names) && filepath.Dir(names[n].path) == dir {
+				n++
+			}
+			if err := i.link(dir, names[:n]); err != nil {
+				return err
+			}
+			names = names[n:]
+		}
+		return nil
+	})
 }
 
 // link makes names in one directory, durable.
@@ -373,8 +377,8 @@ func (i *Import) link(path string, names []name) error {
 }
 
 // named reports whether every name is there already.
-func (i *Import) named() bool {
-	for _, n := range i.names {
+func (i *Import) named(names []name) bool {
+	for _, n := range names {
 		dir, err := i.r.openat(filepath.Dir(n.path), unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
 			return false

@@ -25,6 +25,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -152,6 +153,15 @@ func digests(r io.ReaderAt, size int64, s section, a fsverity.Algorithm) ([]fsve
 	return list, nil
 }
 
+// namedDecoder is for what is small and decompressed at once: a decoder of streams allocates their window.
+var namedDecoder = sync.OnceValue(func() *zstd.Decoder {
+	z, err := zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxNamed), zstd.WithDecoderMaxWindow(maxZstd))
+	if err != nil {
+		panic(err) // the options do not depend on anything
+	}
+	return z
+})
+
 func (s *Reader) readNamed(size int64, at section) error {
 	if err := at.check(size); err != nil {
 		return err
@@ -159,18 +169,16 @@ func (s *Reader) readNamed(size int64, at section) error {
 	if at.start == at.end {
 		return nil
 	}
-	z, err := zstd.NewReader(io.NewSectionReader(s.r, at.start, at.end-at.start), zstd.WithDecoderConcurrency(1),
-		zstd.WithDecoderMaxWindow(maxZstd))
+	packed, err := readSection(s.r, size, at, maxNamed)
 	if err != nil {
 		return err
 	}
-	defer z.Close()
-	text, err := io.ReadAll(io.LimitReader(z, maxNamed+1))
+	text, err := namedDecoder().DecodeAll(packed, nil)
+	if errors.Is(err, zstd.ErrDecoderSizeExceeded) {
+		err = fmt.Errorf("more than %d bytes", maxNamed)
+	}
 	if err != nil {
 		return err
-	}
-	if len(text) > maxNamed {
-		return fmt.Errorf("more than %d bytes", maxNamed)
 	}
 	for len(text) > 0 {
 		record, rest, ok := bytes.Cut(text, []byte{0})

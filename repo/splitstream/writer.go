@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -54,14 +55,28 @@ func NewWriter(a fsverity.Algorithm, contentType uint64) *Writer {
 	return w
 }
 
-// newEncoder returns an encoder whose result depends on nothing but its input.
-func newEncoder(w io.Writer) *zstd.Encoder {
-	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true),
+// encoders are expensive to make. The result of each depends on nothing but its input.
+var encoders = sync.Pool{New: func() any {
+	z, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true),
 		zstd.WithWindowSize(2<<20))
 	if err != nil {
 		panic(err) // the options do not depend on anything
 	}
 	return z
+}}
+
+func newEncoder(w io.Writer) *zstd.Encoder {
+	z := encoders.Get().(*zstd.Encoder)
+	z.Reset(w)
+	return z
+}
+
+// endEncoder ends what is encoded. Encoders of streams that are never finished are left to the garbage collector.
+func endEncoder(z *zstd.Encoder) error {
+	err := z.Close()
+	z.Reset(nil)
+	encoders.Put(z)
+	return err
 }
 
 // Write adds inline bytes.
@@ -103,6 +118,9 @@ func (w *Writer) Object(d fsverity.Digest, size uint64) error {
 	return err
 }
 
+// Refer adds a reference to an object that is not a part of the stream, and returns its number.
+func (w *Writer) Refer(d fsverity.Digest) int { return w.objects.of(d) }
+
 // Name adds a named reference to another stream, or to an image, by the digest of its object.
 func (w *Writer) Name(name string, stream fsverity.Digest) error {
 	if strings.ContainsRune(name, 0) {
@@ -117,7 +135,7 @@ func (w *Writer) Finish() (r io.Reader, size int64, err error) {
 	if err := w.endInline(); err != nil {
 		return nil, 0, err
 	}
-	if err := w.z.Close(); err != nil {
+	if err := endEncoder(w.z); err != nil {
 		return nil, 0, err
 	}
 	var named bytes.Buffer
@@ -130,7 +148,7 @@ func (w *Writer) Finish() (r io.Reader, size int64, err error) {
 	for _, name := range names {
 		fmt.Fprintf(z, "%d:%s\x00", w.named[name], name)
 	}
-	if err := z.Close(); err != nil {
+	if err := endEncoder(z); err != nil {
 		return nil, 0, err
 	}
 	front := front(w.alg, w.contentType, w.size, w.streams.list, w.objects.list, int64(named.Len()), int64(w.stream.Len()))
