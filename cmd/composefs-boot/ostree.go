@@ -23,7 +23,8 @@ was given; or by its checksum, or as many digits of it as no other commit begins
 	}
 	c.AddCommand(a.ostreePullLocalCommand(), a.ostreeMountCommand(), a.ostreeDumpCommand(), a.ostreeComputeIDCommand(),
 		a.ostreeInspectCommand(), a.ostreeTagCommand(), a.ostreeUntagCommand(), a.ostreeRemoveCommand(), a.ostreeImagesCommand(),
-		a.ostreeFsckCommand(), a.ostreeDiffCommand(), a.ostreeLogCommand(), a.ostreeListRefsCommand())
+		a.ostreeFsckCommand(), a.ostreeDiffCommand(), a.ostreeLogCommand(), a.ostreeListRefsCommand(), a.ostreeRemotePullCommand(),
+		a.ostreeRemoteCommand())
 	return c
 }
 
@@ -41,6 +42,7 @@ type ostreePulled struct {
 	Parents []ostree.Checksum `json:"parents,omitempty"` // with --depth
 	Images  []linkedImage     `json:"images"`
 	Karg    string            `json:"karg,omitempty"` // of the image to boot
+	*ostreeOrigin
 }
 
 // ostreePullFlags are those of all commands that bring commits.
@@ -114,12 +116,17 @@ func (a *app) ostreePull(ctx context.Context, r *repo.Repo, source ostree.Source
 	if err != nil {
 		return err
 	}
+	return a.printPulled(r, list, nil, o)
+}
+
+// printPulled prints what has come, and of what comes from a web server, more about it.
+func (a *app) printPulled(r *repo.Repo, list []ostree.Pulled, more []ostreeOrigin, o ostree.PullOptions) error {
 	format := r.Format()
 	if len(o.Formats) > 0 {
 		format = o.Formats[0]
 	}
 	result := ostreePullResult{}
-	for _, p := range list {
+	for k, p := range list {
 		image, _ := p.Find(false, format)
 		one := ostreePulled{Commit: p.Checksum.String(), Verity: p.Stream().String(), Image: image.String(), Ref: p.Ref, Stats: p.Stats,
 			Parents: p.Parents, Images: commitImages(p.Stored)}
@@ -128,6 +135,9 @@ func (a *app) ostreePull(ctx context.Context, r *repo.Repo, source ostree.Source
 		if hasBoot {
 			one.Karg = argument(bootable, format)
 		}
+		if more != nil {
+			one.ostreeOrigin = &more[k]
+		}
 		result.Commits = append(result.Commits, one)
 		if a.json {
 			continue
@@ -135,6 +145,9 @@ func (a *app) ostreePull(ctx context.Context, r *repo.Repo, source ostree.Source
 		fmt.Fprintf(a.out, "commit  %s\nverity  %s\nimage   %s\n", one.Commit, one.Verity, one.Image)
 		if p.Ref != "" {
 			fmt.Fprintf(a.out, "tagged  %s\n", p.Ref)
+		}
+		if more != nil {
+			more[k].print(a)
 		}
 		fmt.Fprintf(a.out, "objects %d metadata + %d files fetched\n", p.Stats.Metadata, p.Stats.Files)
 		if len(p.Parents) > 0 {
@@ -227,26 +240,17 @@ type ostreeRef struct {
 	Commit string `json:"commit"`
 }
 
-func (a *app) ostreeListRefsCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "list-refs PATH",
-		Short:   "List the refs of an OSTree repository",
-		Long:    "List the refs of the OSTree repository in the directory PATH, with the commits that they lead to.",
-		Example: "  composefs-boot ostree list-refs /ostree/repo",
-		Args:    exactly(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			source, err := ostree.OpenLocal(args[0])
-			if err != nil {
-				return err
-			}
-			defer source.Close()
-			refs, err := source.Refs()
-			if err != nil {
-				return err
-			}
-			return a.printRefs(refs)
-		},
+func (a *app) listLocalRefs(path string) error {
+	source, err := ostree.OpenLocal(path)
+	if err != nil {
+		return err
 	}
+	defer source.Close()
+	refs, err := source.Refs()
+	if err != nil {
+		return err
+	}
+	return a.printRefs(refs)
 }
 
 // printRefs prints refs that are elsewhere.

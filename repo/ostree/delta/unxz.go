@@ -1,0 +1,208 @@
+package delta
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"hash/crc64"
+	"io"
+
+	"github.com/ulikunitz/xz/lzma"
+)
+
+// Parts are compressed as .xz files (xz-file-format.txt of the XZ Utils). The container is read here and not by package xz, which
+// takes whatever memory a block asks for.
+
+// maxDictionary limits the memory that a block asks for, in bytes: it is that of "xz -9". ostree writes 32 MiB.
+const maxDictionary = 64 << 20
+
+var errXZ = errors.New("no .xz stream, or one that is damaged")
+
+var crc64ECMA = crc64.MakeTable(crc64.ECMA)
+
+// checkSize has the size of the check behind each block, by its type.
+var checkSize = [16]int64{0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64}
+
+// unxz reads what one .xz stream contains, and wants nothing to follow.
+type unxz struct {
+	r      *counter
+	check  byte
+	blocks uint64
+
+	block io.Reader // nil between blocks
+	start int64     // of the block
+	sum   hash.Hash // of the block, nil if the check is not known
+	err   error
+}
+
+// counter counts the bytes that were read.
+type counter struct {
+	*bufio.Reader
+	n int64
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.Reader.Read(b)
+	c.n += int64(n)
+	return n, err
+}
+
+func (c *counter) ReadByte() (byte, error) {
+	b, err := c.Reader.ReadByte()
+	if err == nil {
+		c.n++
+	}
+	return b, err
+}
+
+func newUnxz(r io.Reader) (*unxz, error) {
+	x := &unxz{r: &counter{Reader: bufio.NewReaderSize(r, 64<<10)}}
+	var b [12]byte
+	if _, err := io.ReadFull(x.r, b[:]); err != nil {
+		return nil, unexpected(err)
+	}
+	if string(b[:6]) != "\xfd7zXZ\x00" || b[6] != 0 || b[7] > 15 || crc32.ChecksumIEEE(b[6:8]) != binary.LittleEndian.Uint32(b[8:]) {
+		return nil, errXZ
+	}
+	x.check = b[7]
+	return x, nil
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func (x *unxz) Read(b []byte) (int, error) {
+	for x.err == nil {
+		if x.block == nil {
+			x.err = x.nextBlock()
+			continue
+		}
+		n, err := x.block.Read(b)
+		if x.sum != nil {
+			x.sum.Write(b[:n])
+		}
+		if err == io.EOF {
+			err = x.endBlock()
+		}
+		x.err = err
+		if n > 0 || len(b) == 0 {
+			return n, nil
+		}
+	}
+	return 0, x.err
+}
+
+// nextBlock reads the header of a block, or the index.
+func (x *unxz) nextBlock() error {
+	size, err := x.r.ReadByte()
+	if err != nil {
+		return unexpected(err)
+	}
+	if size == 0 {
+		return x.end()
+	}
+	x.start = x.r.n - 1
+	header := make([]byte, (int(size)+1)*4)
+	header[0] = size
+	if _, err := io.ReadFull(x.r, header[1:]); err != nil {
+		return unexpected(err)
+	}
+	header, sum := header[:len(header)-4], header[len(header)-4:]
+	if crc32.ChecksumIEEE(header) != binary.LittleEndian.Uint32(sum) {
+		return errXZ
+	}
+	flags := header[1]
+	fields := bytes.NewReader(header[2:])
+	for _, present := range []byte{0x40, 0x80} { // compressed and uncompressed size: nobody needs to know
+		if flags&present != 0 {
+			if _, err := readVarint(fields); err != nil {
+				return errXZ
+			}
+		}
+	}
+	var filter [3]byte
+	fields.Read(filter[:])
+	if flags&0x3f != 0 || filter[0] != 0x21 || filter[1] != 1 {
+		return errors.New("a .xz stream with other filters than LZMA2")
+	}
+	dictionary, err := lzma.DecodeDictCap(filter[2])
+	if err != nil {
+		return errXZ
+	}
+	if dictionary > maxDictionary {
+		return fmt.Errorf("a .xz stream that needs %d bytes of memory: at most %d are given", dictionary, maxDictionary)
+	}
+	x.blocks++
+	x.sum = nil
+	switch x.check {
+	case 1:
+		x.sum = crc32.NewIEEE()
+	case 4:
+		x.sum = crc64.New(crc64ECMA)
+	}
+	x.block, err = lzma.Reader2Config{DictCap: int(max(dictionary, lzma.MinDictCap))}.NewReader2(x.r)
+	return unexpected(err)
+}
+
+// endBlock reads what follows the data of a block.
+func (x *unxz) endBlock() error {
+	x.block = nil
+	b := make([]byte, 3+64)
+	padding := b[:-(x.r.n-x.start)&3]
+	check := b[3:][:checkSize[x.check]]
+	for _, b := range [][]byte{padding, check} {
+		if _, err := io.ReadFull(x.r, b); err != nil {
+			return unexpected(err)
+		}
+	}
+	switch sum := x.sum.(type) {
+	case hash.Hash32:
+		if sum.Sum32() != binary.LittleEndian.Uint32(check) {
+			return errXZ
+		}
+	case hash.Hash64:
+		if sum.Sum64() != binary.LittleEndian.Uint64(check) {
+			return errXZ
+		}
+	}
+	if len(bytes.Trim(padding, "\x00")) > 0 {
+		return errXZ
+	}
+	return nil
+}
+
+// end reads the index and the footer, and returns io.EOF. What the index says of the blocks is known.
+func (x *unxz) end() error {
+	start := x.r.n - 1
+	blocks, err := readVarint(x.r)
+	if err != nil || blocks != x.blocks {
+		return errXZ
+	}
+	for range 2 * blocks {
+		if _, err := readVarint(x.r); err != nil {
+			return errXZ
+		}
+	}
+	rest := make([]byte, -(x.r.n-start)&3+4+12)
+	if _, err := io.ReadFull(x.r, rest); err != nil {
+		return unexpected(err)
+	}
+	index := (x.r.n - 12 - start) / 4 // words
+	footer := rest[len(rest)-12:]
+	if crc32.ChecksumIEEE(footer[4:10]) != binary.LittleEndian.Uint32(footer) || int64(binary.LittleEndian.Uint32(footer[4:]))+1 != index ||
+		footer[8] != 0 || footer[9] != x.check || string(footer[10:]) != "YZ" {
+		return errXZ
+	}
+	if _, err := x.r.ReadByte(); err != io.EOF {
+		return errors.New("bytes behind the .xz stream")
+	}
+	return io.EOF
+}
