@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -66,3 +67,18 @@ func (r *Repo) RemovePartial(name string) error {
 
 // Remove removes the file, which is not wanted any more, and closes it.
 func (p *Partial) Remove() error { return errors.Join(p.r.unlink(p.path), p.Close()) }
+
+// Partials returns the names of all such files, sorted.
+func (r *Repo) Partials() ([]string, error) {
+	dir, err := r.openat("tmp", unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	slices.Sort(names)
+	return names, err
+}

@@ -179,10 +179,10 @@ func (a *app) imageCommands() []*cobra.Command {
 	computeID := &cobra.Command{
 		Use:   "compute-id PATH|IMAGE",
 		Short: "Print the digest of a directory's image",
-		Long: `Print the digest that the composefs image of a directory or of an OCI image has. No repository is needed, and nothing is stored;
-an OCI image is unpacked to a temporary directory ($TMPDIR).
+		Long: `Print the digest that the composefs image of a directory, an OCI image or an OSTree commit has. No repository is needed, and nothing
+is stored; an OCI image or commit is unpacked to a temporary directory ($TMPDIR).
 
-` + imageNames,
+` + imageNames + "\n\n" + commitNames,
 		Example: `  composefs-boot --no-repo compute-id --bootable ./tree
   composefs-boot --no-repo compute-id --bootable docker://registry.example/os:1
   composefs-boot --hash sha256 --erofs-version 2 compute-id ./tree`,
@@ -257,12 +257,12 @@ V0 and V1: composefs.digest=v1-sha512-12:DIGEST; V2: composefs=DIGEST.`,
 	createImage := &cobra.Command{
 		Use:   "create-image PATH|IMAGE [NAME]",
 		Short: "Bring a directory into the repository and make its image",
-		Long: `Bring the files of a directory or of an OCI image into the repository, make the composefs image, and print its digest.
+		Long: `Bring the files of a directory, an OCI image or an OSTree commit into the repository, make the composefs image, and print its digest.
 
 With a name the image stays when garbage is collected. An interrupted run leaves whole objects; the next one uses them. Of an OCI
-image nothing but this is kept: oci pull also keeps its layers, manifest and config.
+image nothing but this is kept: oci pull also keeps its layers, manifest and config. Of a commit neither: see ostree pull-local.
 
-` + imageNames,
+` + imageNames + "\n\n" + commitNames,
 		Example: `  composefs-boot --repo r create-image --bootable ./tree my-os
   composefs-boot --repo r --json create-image ./tree`,
 		Args: between(1, 2),

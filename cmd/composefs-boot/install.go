@@ -21,7 +21,6 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/oci"
-	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
@@ -86,9 +85,11 @@ func (a *app) installCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "install SOURCE (--disk FILE | --root DIR [--esp DIR])",
 		Short: "Install an operating system",
-		Long: `Install the operating system in the directory SOURCE, or in an OCI image.
+		Long: `Install the operating system in the directory SOURCE, or in an OCI image or OSTree commit.
 
 ` + imageNames + ` The repository of the system gets the image with its layers, by which upgrades know what is there.
+
+` + commitNames + ` The repository of the system gets the commit, under the name of the ref.
 
 With --disk a bootable disk image is made: an EFI system partition with systemd-boot, kernel, initramfs and boot entry, and
 an ext4 root with the repository, on which every object has fs-verity enabled. No root is needed, and the same input gives
@@ -113,7 +114,8 @@ hardware does not start any more without its vendor's keys; elsewhere choose it 
   composefs-boot install ./tree --disk disk.img --uki --secureboot-private-key db.key --secureboot-certificate db.pem
   composefs-boot install ./tree --disk disk.img --uki --initrd native --kernel /usr/lib/modules/6.12.0 --addon console.addon.efi
   composefs-boot install ./tree --root /mnt --esp /mnt/efi --root-arg root=UUID=...
-  composefs-boot install docker://registry.example/os:1 --disk disk.img`,
+  composefs-boot install docker://registry.example/os:1 --disk disk.img
+  composefs-boot install ostree:/ostree/repo:my-os/stable --disk disk.img`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.install(c.Context(), args[0], f) },
 	}
@@ -152,7 +154,7 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 	if err != nil {
 		return err
 	}
-	if !transport.Is(source) { // it is read first: that is quick, and the rest is not
+	if fromDirectory(source) { // it is read first: that is quick, and the rest is not
 		if err := boot.RefuseKeys(source, keys.public()); err != nil {
 			return err
 		}
@@ -197,7 +199,7 @@ func (a *app) readSystem(ctx context.Context, from *treeSource, sink fstree.Sink
 	if s.Tree, err = from.read(ctx, sink, nil, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
 		return s, err
 	}
-	if from.image != nil {
+	if !fromDirectory(source) {
 		if err := boot.RefuseKeysIn(s.Tree, s.Open, f.uki.public); err != nil {
 			return s, fmt.Errorf("%s: %w", source, err)
 		}
@@ -260,7 +262,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 		return err
 	}
 	defer i.Abort()
-	// An OCI image is in the repository then, with its tag.
+	// An OCI image or OSTree commit is in the repository then, with its name.
 	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
 	if err != nil {
 		return err
@@ -390,7 +392,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 		return err
 	}
 	defer i.Abort()
-	// An OCI image is in the repository then, with its tag.
+	// An OCI image or OSTree commit is in the repository then, with its name.
 	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
 	if err != nil {
 		return err
@@ -405,7 +407,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if err != nil {
 		return err
 	}
-	// Until here, nothing but objects is visible, and an OCI image.
+	// Until here, nothing but objects is visible, and an OCI image or OSTree commit.
 	if err := i.Commit(); err != nil {
 		return err
 	}

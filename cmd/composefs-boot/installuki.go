@@ -14,7 +14,6 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/boot"
 	"github.com/composefs-boot/composefs-boot/boot/initrd"
-	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 	"github.com/composefs-boot/composefs-boot/uki"
 	"github.com/composefs-boot/composefs-boot/uki/signer"
 )
@@ -197,7 +196,7 @@ func (f installUKI) deploy(ctx context.Context, source string, s boot.System, wh
 		kernel = filepath.Join(source, filepath.Dir(r.Kernel.Path))
 	}
 	switch {
-	case f.initrd == nativeInitrd && transport.Is(source) && (f.kernel == "" || f.setupRoot == ""):
+	case f.initrd == nativeInitrd && !fromDirectory(source) && (f.kernel == "" || f.setupRoot == ""):
 		return fmt.Errorf("%s: --initrd native takes its files from directories: say --kernel DIR and --setup-root FILE", source)
 	case f.initrd == nativeInitrd && kernel == "":
 		return fmt.Errorf("%s: no kernel in usr/lib/modules, whose modules --initrd native would take: say --kernel DIR", source)

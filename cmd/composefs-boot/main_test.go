@@ -71,7 +71,7 @@ func TestScripts(t *testing.T) {
 func TestHelp(t *testing.T) {
 	root := newRoot("composefs-boot", nil, nil, nil)
 	all := root.Commands()
-	for _, group := range []string{"uki", "keys", "oci"} {
+	for _, group := range []string{"uki", "keys", "oci", "ostree"} {
 		c, _, err := root.Find([]string{group})
 		if err != nil {
 			t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 	"github.com/composefs-boot/composefs-boot/repo/oci"
 	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
@@ -85,20 +86,24 @@ func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags
 	return result, err
 }
 
-// treeSource is what a tree is made of: a directory, or an OCI image.
+// treeSource is what a tree is made of: a directory, an OCI image, or an OSTree commit.
 type treeSource struct {
-	a     *app
-	name  string
-	image *oci.Image // nil: a directory
-	repo  *repo.Repo // with the image
-	end   func()
+	a      *app
+	name   string
+	image  *oci.Image     // nil: none
+	commit *ostree.Stored // nil: none
+	repo   *repo.Repo     // with the image or commit
+	end    func()
 }
 
-// openTree opens a source. An OCI image is pulled into the repository, or into a temporary one if r is nil, and gets a tag if that is
-// not "".
+// fromDirectory reports whether what a source is named by is the path of a directory.
+func fromDirectory(name string) bool { return !transport.Is(name) && !isCommit(name) }
+
+// openTree opens a source. An OCI image or OSTree commit is pulled into the repository, or into a temporary one if r is nil. The image
+// gets a tag, and the commit the name of its ref, if the tag is not "".
 func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsverity.Algorithm, f imageFlags, tag string) (*treeSource, error) {
 	s := &treeSource{a: a, name: name, repo: r, end: func() {}}
-	if !transport.Is(name) {
+	if fromDirectory(name) {
 		return s, nil
 	}
 	if r == nil {
@@ -119,26 +124,35 @@ func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsver
 			os.RemoveAll(dir)
 		}
 	}
-	result, err := a.pull(ctx, s.repo, name, f, oci.PullOptions{Tag: tag})
+	var err error
+	if isCommit(name) {
+		s.commit, err = a.pullCommit(ctx, s.repo, name, tag != "")
+	} else {
+		var result oci.PullResult
+		result, err = a.pull(ctx, s.repo, name, f, oci.PullOptions{Tag: tag})
+		s.image = result.Image
+	}
 	if err != nil {
 		s.end()
 		return nil, err
 	}
-	s.image = result.Image
 	return s, nil
 }
 
 // open opens files of the tree.
 func (s *treeSource) open() fstree.Open {
-	if s.image != nil {
+	switch {
+	case s.image != nil:
 		return oci.Files(s.repo)
+	case s.commit != nil:
+		return ostree.Files(s.repo)
 	}
 	return scan.Files(s.name)
 }
 
 // cache is that of a directory, see treeFlags.
 func (s *treeSource) cache(t treeFlags, alg fsverity.Algorithm) *digestcache.Cache {
-	if s.image != nil {
+	if !fromDirectory(s.name) {
 		return nil
 	}
 	return t.cache(s.name, alg)
@@ -146,6 +160,9 @@ func (s *treeSource) cache(t treeFlags, alg fsverity.Algorithm) *digestcache.Cac
 
 // read makes the tree, and hands the contents of a directory to the sink.
 func (s *treeSource) read(ctx context.Context, sink fstree.Sink, cache *digestcache.Cache, t treeFlags) (*fstree.Tree, error) {
+	if s.commit != nil {
+		return s.readCommit(t)
+	}
 	if s.image == nil {
 		return s.a.read(ctx, s.name, sink, cache, t)
 	}

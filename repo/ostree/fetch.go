@@ -1,7 +1,6 @@
 package ostree
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -10,8 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/klauspost/compress/flate"
-
+	"github.com/composefs-boot/composefs-boot/internal/inflate"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
@@ -315,8 +313,9 @@ func (b *batch) file(n ObjectName) error {
 	}
 	defer file.Content.Close()
 	if file.Deflated {
-		z := getInflater(file.Content)
-		defer z.free()
+		z := inflaters.Get().(*inflate.Reader)
+		defer inflaters.Put(z)
+		z.Reset(file.Content)
 		return b.content(n, &file.FileHeader, z)
 	}
 	return b.content(n, &file.FileHeader, file.Content)
@@ -421,27 +420,5 @@ func (i *interruptible) Read(p []byte) (int, error) {
 	return i.r.Read(p)
 }
 
-// inflater is a reader of raw deflate that is used again.
-type inflater struct {
-	z  io.ReadCloser
-	in *bufio.Reader
-}
-
-var inflaters = sync.Pool{New: func() any {
-	in := bufio.NewReaderSize(nil, 32<<10)
-	return &inflater{flate.NewReader(in), in}
-}}
-
-func getInflater(r io.Reader) *inflater {
-	i := inflaters.Get().(*inflater)
-	i.in.Reset(r)
-	i.z.(flate.Resetter).Reset(i.in, nil) // the error is always nil
-	return i
-}
-
-func (i *inflater) Read(p []byte) (int, error) { return i.z.Read(p) }
-
-func (i *inflater) free() {
-	i.in.Reset(nil)
-	inflaters.Put(i)
-}
+// inflaters are used again: each has buffers of some hundred KiB.
+var inflaters = sync.Pool{New: func() any { return inflate.NewReader(nil) }}

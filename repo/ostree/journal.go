@@ -28,7 +28,10 @@ type journal struct {
 
 const recordHeader = 8 + sha256.Size
 
-func journalName(c Checksum) string { return "ostree-" + c.String() }
+// journalPrefix is the name of a journal, before the checksum of the commit.
+const journalPrefix = "ostree-"
+
+func journalName(c Checksum) string { return journalPrefix + c.String() }
 
 // openJournal opens the journal of a commit, and returns what is in it.
 func openJournal(ctx context.Context, r *repo.Repo, c Checksum, l repo.LockOptions) (*journal, *Objects, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/composefs-boot/composefs-boot/repo"
@@ -163,6 +164,15 @@ func (p *pull) ref(ctx context.Context, name string) (Pulled, error) {
 	if err != nil {
 		return result, err
 	}
+	if slices.ContainsFunc(chain, func(l link) bool { return l.here == nil }) {
+		for _, l := range chain {
+			if l.here != nil {
+				if err := p.tryBase(l.c); err != nil {
+					return result, err
+				}
+			}
+		}
+	}
 	// The oldest first: each is the base of the next, which leads to it.
 	var before *Stored
 	for k := len(chain) - 1; k >= 0; k-- {
@@ -272,6 +282,9 @@ func (p *pull) bring(ctx context.Context, l link, before *Stored, stats *PullSta
 		} else if err != nil { // who had the journal until now has not brought it
 			if objects, err = p.fetch(ctx, l, j, have, stats); err != nil {
 				j.close()
+				if known, ok := p.source.(interface{ Partial(Checksum) bool }); ok && errors.Is(err, ErrNotFound) && known.Partial(l.c) {
+					err = fmt.Errorf("the commit is partial in its repository: %w", err)
+				}
 				return nil, err
 			}
 			s = &Stored{Checksum: l.c}

@@ -72,7 +72,7 @@ func (l *Local) Ref(ctx context.Context, name string) (Checksum, error) {
 	case l.parent != nil:
 		return l.parent.Ref(ctx, name)
 	}
-	return Checksum{}, fmt.Errorf("%s: %w", l.Path, ErrNotFound)
+	return Checksum{}, fmt.Errorf("%w in %s (ostree list-refs lists what is there)", ErrNotFound, l.Path)
 }
 
 func (l *Local) parentOf(ctx context.Context, name string) (Checksum, error) {
