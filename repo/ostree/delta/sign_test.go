@@ -2,6 +2,7 @@ package delta
 
 import (
 	"crypto/ed25519"
+	"encoding/base64"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
+	"github.com/composefs-boot/composefs-boot/repo/ostree/sign"
 )
 
 // TestSigned makes a delta that ostree takes for signed, and reads one that ostree has signed.
@@ -18,41 +20,38 @@ func TestSigned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	signer, err := sign.KeySigner("ed25519", []byte(base64.StdEncoding.EncodeToString(private)))
+	if err != nil {
+		t.Fatal(err)
+	}
 	name := Name{checksum(t, first), checksum(t, second)}
-	opts := Options{Name: name, MaxDiff: DefaultMaxDiff, Inline: true, Sign: func(b []byte) (gvariant.Value, error) {
-		v, err := gvariant.Encode("aay", gvariant.List{ed25519.Sign(private, b)})
-		if err != nil {
-			return v, err
-		}
-		return gvariant.Encode("a{sv}", gvariant.Dict{"ostree.sign.ed25519": v})
+	opts := Options{Name: name, MaxDiff: DefaultMaxDiff, Inline: true, Sign: func(b []byte) ([]byte, error) {
+		return sign.Add(nil, b, signer)
 	}}
 	path := filepath.Join(generate(t, l, opts), "superblock")
-	signed := func(path string) {
-		t.Helper()
-		d := applied(t, l, path)
-		if d.Signed == nil {
-			t.Fatal("it is not signed")
-		}
-		message, err := io.ReadAll(d.Signed)
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, ok, err := d.Signatures.Lookup("ostree.sign.ed25519")
-		if err == nil && ok {
-			v, err = v.At(0)
-		}
-		if err != nil || !ok || !ed25519.Verify(public, message, v.Bytes()) {
-			t.Errorf("the signature is not right: %v", err)
-		}
+	d := applied(t, l, path)
+	if d.Signed == nil {
+		t.Fatal("it is not signed")
 	}
-	signed(path)
+	message, err := io.ReadAll(d.Signed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signatures, err := sign.Parse(d.Signatures)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if list := signatures["ed25519"]; len(list) != 1 || !ed25519.Verify(public, message, list[0]) {
+		t.Errorf("signatures %x", list)
+	}
 	// Debian's ostree has no other signatures than those of tests, which are a word.
-	opts.Sign = func([]byte) (gvariant.Value, error) {
-		v, err := gvariant.Encode("aay", gvariant.List{[]byte("word\x00")})
+	opts.Sign = func([]byte) ([]byte, error) {
+		word, err := gvariant.Encode("aay", gvariant.List{[]byte("word\x00")})
 		if err != nil {
-			return v, err
+			return nil, err
 		}
-		return gvariant.Encode("a{sv}", gvariant.Dict{"ostree.sign.dummy": v})
+		v, err := gvariant.Encode("a{sv}", gvariant.Dict{"ostree.sign.dummy": word})
+		return v.Bytes(), err
 	}
 	path = filepath.Join(generate(t, l, opts), "superblock")
 	theirs := filepath.Join(t.TempDir(), "delta")
