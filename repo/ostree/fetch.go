@@ -96,7 +96,7 @@ func (p *pull) fetch(ctx context.Context, l link, j *journal, have *Objects, sta
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.checkpoint()) // what has come stays
+		return nil, errors.Join(err, f.checkpoint())
 	}
 	stats.Metadata += f.stats.Metadata
 	stats.Files += f.stats.Files
@@ -174,7 +174,7 @@ func (f *fetcher) work() error {
 			f.done()
 		}
 		if err != nil {
-			return fmt.Errorf("object %v: %w", n, err)
+			return errors.Join(fmt.Errorf("object %v: %w", n, err), b.store()) // what has come stays
 		}
 		f.p.o.Progress.Pending.Add(-1)
 	}

@@ -318,7 +318,7 @@ func (p *pull) complete(ctx context.Context, s *Stored, l link, before *Stored, 
 		changed, s.detached = changed || s.detached != d[0], d[0]
 	}
 	if before != nil {
-		changed, s.parent, s.before = changed || s.parent != before.Checksum, before.Checksum, before.stream
+		changed, s.parent, s.before = changed || s.before != before.stream, before.Checksum, before.stream
 	}
 	missing, err := p.missing(s)
 	if err != nil {
