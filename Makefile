@@ -27,17 +27,18 @@ demo: build
 
 # The table is examples/bench/results.txt, the drawings are beside it. cfsctl takes part if "make interop" has built it.
 bench: setup
+	internal/setup rivals
 	go test -tags bench -count 1 -run TestBench -v -timeout 30m ./cmd/composefs-boot
 	cd examples/bench && go run ./plot
 
 # The tools of composefs-rs are built from their crates, which takes about ten minutes.
 interop: setup
 	cargo install --quiet --root $(CACHE)/cargo composefs-ctl@0.9.4 composefs-setup-root@0.9.4
-	go test -tags interop -run TestInterop -v -timeout 30m ./cmd/composefs-boot ./boot/setuproot ./repo/oci
+	go test -tags interop -run TestInterop -v -timeout 30m ./cmd/composefs-boot ./boot/setuproot ./repo/oci ./repo/ostree
 
 FUZZTIME ?= 60s
 fuzz:
-	for p in repo/dumpfile repo/erofs repo/splitstream repo/oci boot/karg boot/setuproot boot/pid1 boot/initrd bls uki uki/secureboot; do \
+	for p in repo/dumpfile repo/erofs repo/splitstream repo/oci repo/ostree repo/ostree/gvariant boot/karg boot/setuproot boot/pid1 boot/initrd bls uki uki/secureboot; do \
 		for f in $$(go test -list '^Fuzz' ./$$p | grep ^Fuzz); do \
 			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x ./$$p || exit 1; \
 		done; \

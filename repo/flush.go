@@ -12,8 +12,11 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
-// flushBytes is how many bytes of new objects wait at most until the disk begins to write them, while others come.
-const flushBytes = 32 << 20
+// The disk begins to write when there is as much as this, in bytes or in objects, and nobody else flushes: it works while more comes.
+const (
+	flushBytes = 32 << 20
+	flushCount = 1024
+)
 
 func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
 	if i.store {
@@ -32,13 +35,11 @@ func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
 	i.waiting += size
 	i.stats.Objects++
 	i.stats.Bytes += size
-	full := func() bool { return len(i.pending) >= i.batch || i.waiting >= flushBytes }
-	if !full() {
-		return i.failed
+	// Who is faster than the disk waits here.
+	if len(i.pending) >= i.batch {
+		i.awaitFlush()
 	}
-	// One flush goes on while others fill the next batch; who is faster than the disk waits here.
-	i.awaitFlush()
-	if i.failed != nil || !full() {
+	if i.failed != nil || i.busy || len(i.pending) < min(i.batch, flushCount) && i.waiting < flushBytes {
 		return i.failed
 	}
 	list := i.beginFlush()

@@ -24,8 +24,8 @@ import (
 const (
 	// inMemory is the size in bytes up to which a content is read before it is decided whether it must be written.
 	inMemory = 1 << 20
-	// largestBatch is how many objects are made durable at once: every one of them is an open file until then.
-	largestBatch = 2048
+	// largestBatch is how many objects may wait for the disk: every one of them is an open file until then.
+	largestBatch = 8192
 )
 
 // Import brings contents and images into a repository. It is an fstree.Sink. The repository is locked against garbage

@@ -14,6 +14,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -34,13 +35,32 @@ func (b *bench) oci(t *testing.T) {
 		repo := b.initRepo(t, "sha512", fmt.Sprintf("oci-%s-%d", name, k))
 		return pull(program, repo, first), repo
 	}
+	peers := []rival{rival{name: "cfsctl", run: func(k int) sample {
+		s, _ := fresh(b.them, "theirs", k)
+		return s
+	}}.atMost(0.6)}
+	if b.cfsctl != "" {
+		// What is there after a power cut: ours is, when it ends.
+		peers = append(peers, rival{name: "cfsctl and sync", run: func(k int) sample {
+			repo := b.initRepo(t, "sha512", fmt.Sprintf("oci-synced-%d", k))
+			return withSync(b.them("--repo", repo, "oci", "pull", "oci:"+first, "os"), repo).measure(t)
+		}})
+	}
+	for _, name := range []string{"skopeo", "umoci"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Fatalf("%v: run \"internal/setup rivals\"", err)
+		}
+	}
+	peers = append(peers, rival{name: "skopeo, umoci", run: func(k int) sample {
+		dir := filepath.Join(b.dir, fmt.Sprintf("oci-unpacked-%d", k))
+		c := invocation{args: []string{"sh", "-c", `skopeo copy -q --insecure-policy oci:"$1" oci:"$2":os && umoci unpack --image "$2":os "$3"`,
+			"sh", first, dir + "-copy", dir}}
+		return c.measure(t)
+	}}.atMost(0.25))
 	b.compare("an OCI image of six layers into a fresh repository", 0, runs, func(k int) sample {
 		s, _ := fresh(b.us, "ours", k)
 		return s
-	}, rival{name: "cfsctl", run: func(k int) sample {
-		s, _ := fresh(b.them, "theirs", k)
-		return s
-	}}.atMost(0.6))
+	}, peers...)
 	ours, theirs := filepath.Join(b.dir, "oci-ours-0"), filepath.Join(b.dir, "oci-theirs-0")
 	b.same(t, b.us("--repo", ours, "oci", "compute-id", "os"), b.them("--repo", theirs, "oci", "compute-id", "os"))
 	b.compare("the same again", 0, runs, func(int) sample { return pull(b.us, ours, first) },
@@ -51,6 +71,12 @@ func (b *bench) oci(t *testing.T) {
 		s, _ := fresh(b.us, "whole", k)
 		return s
 	}}.atMost(0.25))
+}
+
+// withSync has a program's file system written to the disk after it.
+func withSync(c invocation, dir string) invocation {
+	c.args = append([]string{"sh", "-c", `dir=$1; shift; "$@" && sync -f "$dir"`, "sh", dir}, c.args...)
+	return c
 }
 
 // makeLayout makes an OCI layout. Each layer depends on nothing but its seed.

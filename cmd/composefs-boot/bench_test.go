@@ -28,7 +28,7 @@ func TestBench(t *testing.T) {
 		name string
 		run  func(t *testing.T)
 	}{
-		{"hash", b.hash}, {"digest", b.digest}, {"selinux", b.selinux}, {"import", b.imports}, {"oci", b.oci}, {"dumpfile", b.dumpfile},
+		{"hash", b.hash}, {"digest", b.digest}, {"selinux", b.selinux}, {"import", b.imports}, {"oci", b.oci}, {"ostree", b.ostree}, {"dumpfile", b.dumpfile},
 		{"files", b.files}, {"read", b.read}, {"diff", b.diff}, {"uki", b.uki}, {"bytes", b.bytes}, {"million", b.million},
 	}
 	done := 0

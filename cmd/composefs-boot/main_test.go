@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, the golden OCI layout in
-// $LAYOUT, systemd's programs for UEFI in $STUBS, and a kernel in $KERNEL.
+// $LAYOUT, the golden OSTree repositories in $OSTREE, systemd's programs for UEFI in $STUBS, and a kernel in $KERNEL.
 func TestScripts(t *testing.T) {
 	dir, stubs := t.TempDir(), vm.Cache(t, "ukify/usr/lib/systemd/boot/efi")
 	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
@@ -36,6 +36,15 @@ func TestScripts(t *testing.T) {
 	if err := os.CopyFS(layout, golden.Files(t, "oci/oci-boot")); err != nil {
 		t.Fatal(err)
 	}
+	ostree := filepath.Join(dir, "ostree")
+	for _, mode := range []string{"archive", "bare-user"} {
+		if err := os.MkdirAll(ostree, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(golden.Extract(t, "ostree/"+mode+".tar.gz"), mode), filepath.Join(ostree, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	digests := golden.Load(t)
 	kernel := vm.Kernels(t)["6.12"].Image
 	testscript.Run(t, testscript.Params{
@@ -51,6 +60,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("KERNEL", kernel)
 			e.Setenv("STUBS", stubs)
 			e.Setenv("LAYOUT", layout)
+			e.Setenv("OSTREE", ostree)
 			for name, tree := range digests.Trees {
 				for mode, algorithms := range tree.Modes {
 					for alg, formats := range algorithms {

@@ -311,7 +311,7 @@ func (m *merged) stream(r *repo.Repo, d fsverity.Digest, sink fstree.Sink, l Lim
 		return err
 	}
 	defer a.close()
-	return m.layer(a)
+	return m.layer(a.next)
 }
 
 // Files opens the contents of a tree that Tree has made.

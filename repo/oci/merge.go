@@ -35,10 +35,10 @@ func newMerged() *merged { return &merged{newDir(fstree.NewDir(0o755))} }
 
 // layer lays the files of one more layer upon the tree. Whiteouts hide what is below the layer and nothing of the layer itself,
 // wherever they stand in it. So they come first.
-func (m *merged) layer(a *archive) error {
+func (m *merged) layer(next func() (*entry, error)) error {
 	var files, whiteouts []*entry
 	for {
-		e, err := a.next()
+		e, err := next()
 		if err == io.EOF {
 			break
 		}

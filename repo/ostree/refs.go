@@ -54,10 +54,7 @@ func (l *Local) Ref(ctx context.Context, name string) (Checksum, error) {
 	}
 	var found []Ref
 	if !far {
-		refs, err := l.Refs()
-		if err != nil {
-			return Checksum{}, err
-		}
+		refs, _ := l.Refs() // one that cannot be read does not matter
 		for _, r := range refs {
 			if _, rest, far := strings.Cut(r.Name, ":"); far && rest == name {
 				found = append(found, r)
@@ -117,9 +114,11 @@ func (l *Local) readRef(name string) (Checksum, error) {
 	return sum, nil
 }
 
-// Refs returns all refs: NAME of the repository's own, REMOTE:NAME and COLLECTION:NAME of others. They are sorted by name.
+// Refs returns all refs: NAME of the repository's own, REMOTE:NAME and COLLECTION:NAME of others. They are sorted by name. With an error
+// come those that can be read.
 func (l *Local) Refs() ([]Ref, error) {
 	var refs []Ref
+	var broken []error
 	for _, kind := range []string{"heads", "remotes", "mirrors"} {
 		top := "refs/" + kind
 		err := fs.WalkDir(l.root.FS(), top, func(file string, e fs.DirEntry, err error) error {
@@ -133,17 +132,21 @@ func (l *Local) Refs() ([]Ref, error) {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil // an alias that leads nowhere
 			}
+			if err != nil {
+				broken = append(broken, err)
+				return nil
+			}
 			name := strings.TrimPrefix(file, top+"/")
 			if kind != "heads" {
 				name = strings.Replace(name, "/", ":", 1)
 			}
 			refs = append(refs, Ref{name, sum})
-			return err
+			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
 	}
 	slices.SortFunc(refs, func(a, b Ref) int { return strings.Compare(a.Name, b.Name) })
-	return refs, nil
+	return refs, errors.Join(broken...)
 }

@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// maxEntries limits the names of a tree, since a directory may be in many places, and that in many places again; maxDepth the
-	// directories in each other, since a path has at most 4096 bytes.
-	maxEntries = 4 << 20
+	// maxEntries limits the names of a tree: a directory may be in many places, and that in many places again. maxDepth limits the
+	// directories in each other: a path has at most 4096 bytes.
+	maxEntries = 16 << 20
 	maxDepth   = 2048
 )
 
@@ -27,7 +27,7 @@ const (
 // Tree makes the file tree of the commit, which must be complete. Nothing is transformed; there are no times. Content objects that
 // are in it more than once are hard links.
 func (o *Objects) Tree(names XattrNames) (*fstree.Tree, error) {
-	b := &treeBuilder{o: o, names: names, files: map[Checksum]*fstree.Inode{}, metas: map[Checksum]*fstree.Inode{}, trees: map[Checksum]*DirTree{}}
+	b := &treeBuilder{o: o, names: names, files: map[Checksum]*fstree.Inode{}, metas: map[Checksum]*fstree.Inode{}, trees: map[Checksum]*DirTree{}, sizes: map[Checksum]treeSize{}}
 	t, err := b.tree()
 	if err != nil {
 		return nil, fmt.Errorf("commit %v: %w", o.Commit, err)
@@ -36,12 +36,12 @@ func (o *Objects) Tree(names XattrNames) (*fstree.Tree, error) {
 }
 
 type treeBuilder struct {
-	o       *Objects
-	names   XattrNames
-	files   map[Checksum]*fstree.Inode
-	metas   map[Checksum]*fstree.Inode // with the metadata alone
-	trees   map[Checksum]*DirTree
-	entries int
+	o     *Objects
+	names XattrNames
+	files map[Checksum]*fstree.Inode
+	metas map[Checksum]*fstree.Inode // with the metadata alone
+	trees map[Checksum]*DirTree
+	sizes map[Checksum]treeSize // of trees that have been measured
 }
 
 func (b *treeBuilder) tree() (*fstree.Tree, error) {
@@ -49,7 +49,10 @@ func (b *treeBuilder) tree() (*fstree.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := b.dir("/", c.RootTree, c.RootMeta, 0)
+	if _, err := b.measure("/", c.RootTree, 0); err != nil {
+		return nil, err
+	}
+	root, err := b.dir("/", c.RootTree, c.RootMeta)
 	if err != nil {
 		return nil, err
 	}
@@ -58,10 +61,37 @@ func (b *treeBuilder) tree() (*fstree.Tree, error) {
 	return t, nil
 }
 
-func (b *treeBuilder) dir(path string, tree, meta Checksum, depth int) (*fstree.Inode, error) {
-	if depth > maxDepth {
-		return nil, fmt.Errorf("%.60s...: more than %d directories in each other", path, maxDepth)
+// treeSize is how large a directory is with all that is below.
+type treeSize struct{ names, height int }
+
+// measure finds out how large a directory is, so that what is too large is not made at all.
+func (b *treeBuilder) measure(path string, tree Checksum, depth int) (treeSize, error) {
+	if s, ok := b.sizes[tree]; ok {
+		return s, nil
 	}
+	list, err := b.list(tree)
+	if err != nil {
+		return treeSize{}, fmt.Errorf("%s: %w", path, err)
+	}
+	s := treeSize{names: len(list.Files) + len(list.Dirs)}
+	for _, d := range list.Dirs {
+		if s.height > maxDepth || depth > maxDepth {
+			return s, fmt.Errorf("%.60s...: more than %d directories in each other", path, maxDepth)
+		}
+		below, err := b.measure(path+d.Name+"/", d.Tree, depth+1)
+		if err != nil {
+			return s, err
+		}
+		s.names, s.height = s.names+below.names, max(s.height, below.height+1)
+		if s.names > maxEntries {
+			return s, fmt.Errorf("%.1000s: more than %d files in the tree", path, maxEntries)
+		}
+	}
+	b.sizes[tree] = s
+	return s, nil
+}
+
+func (b *treeBuilder) dir(path string, tree, meta Checksum) (*fstree.Inode, error) {
 	inode, err := b.meta(meta)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -70,11 +100,7 @@ func (b *treeBuilder) dir(path string, tree, meta Checksum, depth int) (*fstree.
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	n := len(list.Files) + len(list.Dirs)
-	if b.entries += n; b.entries > maxEntries {
-		return nil, fmt.Errorf("%s: more than %d files in the tree", path, maxEntries)
-	}
-	d := &fstree.Directory{Entries: make([]fstree.Entry, 0, n)}
+	d := &fstree.Directory{Entries: make([]fstree.Entry, 0, len(list.Files)+len(list.Dirs))}
 	files, dirs := list.Files, list.Dirs
 	for len(files)+len(dirs) > 0 {
 		var e fstree.Entry
@@ -87,7 +113,7 @@ func (b *treeBuilder) dir(path string, tree, meta Checksum, depth int) (*fstree.
 			}
 		} else {
 			e.Name = dirs[0].Name
-			e.Inode, err = b.dir(path+e.Name+"/", dirs[0].Tree, dirs[0].Meta, depth+1)
+			e.Inode, err = b.dir(path+e.Name+"/", dirs[0].Tree, dirs[0].Meta)
 			dirs = dirs[1:]
 			if err != nil {
 				return nil, err

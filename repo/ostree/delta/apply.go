@@ -60,7 +60,7 @@ func (d *Delta) applyPart(ctx context.Context, s Store, open func(context.Contex
 	entry := &d.Parts[i]
 	missing := false
 	for _, o := range entry.Objects {
-		missing = missing || !s.Has(o.Checksum)
+		missing = missing || !s.Has(o.Checksum) && o.Kind != ostree.KindCommit
 	}
 	if !missing {
 		return nil
@@ -84,7 +84,7 @@ func (d *Delta) applyPart(ctx context.Context, s Store, open func(context.Contex
 			return err
 		}
 		switch {
-		case s.Has(o.Checksum):
+		case s.Has(o.Checksum) || o.Kind == ostree.KindCommit: // the commit is in the superblock, too
 		case header != nil:
 			err = s.PutFile(o.Checksum, header, m)
 		default:

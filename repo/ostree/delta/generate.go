@@ -32,10 +32,8 @@ type Options struct {
 	Time uint64
 	// CommitMeta is the detached metadata of the target, an a{sv}, or nil.
 	CommitMeta []byte
-	// Metadata is added to that of the superblock, in front: an a{sv}, or no value.
-	Metadata gvariant.Value
-	// Sign returns the signatures of a superblock: an a{sv} by "ostree.sign.TYPE". If it is nil, the superblock is not signed.
-	Sign func(superblock []byte) (gvariant.Value, error)
+	// Sign returns the signatures of a superblock as package sign makes them, an a{sv}. If it is nil, the superblock is not signed.
+	Sign func(superblock []byte) (dictionary []byte, err error)
 }
 
 // The values that ostree has for options, in bytes.
@@ -371,7 +369,7 @@ func (g *generator) write(commit []byte, write func(string, io.Reader) error) er
 	}
 	r := l.reader()
 	if g.opts.Sign != nil {
-		if r, err = sign(r, g.opts.Sign); err != nil {
+		if r, err = signed(r, g.opts.Sign); err != nil {
 			return err
 		}
 	}
@@ -392,19 +390,6 @@ func (g *generator) superblock(commit []byte, entries gvariant.List) (*layout, e
 		l.bytes(append([]byte{0}, typ...))
 		l.frame(start, []int64{end})
 		ends = append(ends, l.size)
-	}
-	if g.opts.Metadata.Type() != "" {
-		n, err := g.opts.Metadata.Len()
-		if err != nil {
-			return nil, err
-		}
-		for i := range n {
-			key, v, err := g.opts.Metadata.Entry(i)
-			if err != nil {
-				return nil, err
-			}
-			entry(key, bytes.NewReader(v.Bytes()), int64(len(v.Bytes())), v.Type())
-		}
 	}
 	entry("ostree.endianness", bytes.NewReader([]byte{byte(LittleEndian)}), 1, "y")
 	if g.opts.Inline {
@@ -446,16 +431,22 @@ func (g *generator) superblock(commit []byte, entries gvariant.List) (*layout, e
 	return &l, nil
 }
 
-// sign wraps a superblock with its signatures. All of it is in memory: signatures are not made of streams.
-func sign(r io.Reader, sign func([]byte) (gvariant.Value, error)) (io.Reader, error) {
+// signed wraps a superblock with its signatures. All of it is in memory: signatures are not made of streams.
+func signed(r io.Reader, sign func([]byte) ([]byte, error)) (io.Reader, error) {
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
 	}
-	signatures, err := sign(b)
+	dictionary, err := sign(b)
 	if err != nil {
 		return nil, fmt.Errorf("signature: %w", err)
 	}
-	v, err := gvariant.Encode("(taya{sv})", gvariant.Tuple{binary.LittleEndian.Uint64([]byte(signedMagic)), b, signatures})
-	return bytes.NewReader(v.Bytes()), err
+	var l layout
+	l.bytes([]byte(signedMagic))
+	l.bytes(b)
+	ends := []int64{l.size}
+	l.align8()
+	l.bytes(dictionary)
+	l.tuple(ends)
+	return l.reader(), nil
 }

@@ -124,21 +124,28 @@ func TestDiff(t *testing.T) {
 			if cost := patchCost(runs, test.old, test.new); cost > test.cost {
 				t.Errorf("it costs %d, want at most %d", cost, test.cost)
 			}
-			got, err := io.ReadAll(newPatched(bytes.NewReader(patch(runs, test.old, test.new)), bytes.NewReader(test.old), int64(len(test.old)), int64(len(test.new))))
-			if err != nil || !bytes.Equal(got, test.new) {
-				t.Errorf("the patch makes another file: %v", err)
-			}
-			at := 0
-			for _, p := range pieces(runs, test.old, test.new) {
-				if p.old >= 0 && !bytes.Equal(test.old[p.old:p.old+p.size], test.new[at:at+p.size]) {
-					t.Errorf("piece %+v at %d is another one", p, at)
-				}
-				at += p.size
-			}
-			if at != len(test.new) {
-				t.Errorf("pieces of %d bytes, want %d", at, len(test.new))
-			}
+			describeAndMake(t, test.old, test.new)
 		})
+	}
+}
+
+// describeAndMake describes a file by another, and makes it again in both ways.
+func describeAndMake(t *testing.T, old, new []byte) {
+	t.Helper()
+	runs := diff(old, new)
+	got, err := io.ReadAll(newPatched(bytes.NewReader(patch(runs, old, new)), bytes.NewReader(old), int64(len(old)), int64(len(new))))
+	if err != nil || !bytes.Equal(got, new) {
+		t.Errorf("the patch makes another file: %v", err)
+	}
+	at := 0
+	for _, p := range pieces(runs, old, new) {
+		if p.old >= 0 && !bytes.Equal(old[p.old:p.old+p.size], new[at:at+p.size]) {
+			t.Errorf("piece %+v at %d is another one", p, at)
+		}
+		at += p.size
+	}
+	if at != len(new) {
+		t.Errorf("pieces of %d bytes, want %d", at, len(new))
 	}
 }
 

@@ -32,7 +32,7 @@ type machine struct {
 	objects []ostree.ObjectName
 	source  func(ostree.Checksum) (*source, error)
 	left    uint64 // what the objects still to come can make, in bytes
-	counts  map[byte]int
+	counts  Operations
 
 	ops    *bufio.Reader
 	made   int // objects that next has returned
@@ -46,7 +46,7 @@ type machine struct {
 }
 
 func newMachine(p *payload, entry *Part, open func(ostree.Checksum) (*source, error)) *machine {
-	return &machine{part: p, objects: entry.Objects, source: open, left: entry.Makes, counts: map[byte]int{}, ops: bufio.NewReader(p.ops)}
+	return &machine{part: p, objects: entry.Objects, source: open, left: entry.Makes, ops: bufio.NewReader(p.ops)}
 }
 
 // Close gives back the source.
@@ -79,7 +79,7 @@ func (m *machine) next() (o ostree.ObjectName, header *ostree.FileHeader, err er
 		if err != nil {
 			return o, nil, err
 		}
-		m.counts[op]++
+		m.counts.add(op)
 		switch op {
 		case opSplice, opOpen:
 			if m.made == len(m.objects) {
@@ -243,7 +243,7 @@ func (m *machine) step(run bool) (io.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.counts[op]++
+	m.counts.add(op)
 	switch op {
 	case opWrite:
 		var size, offset uint64

@@ -164,6 +164,22 @@ type packed struct {
 // finish compresses the part.
 func (p *packer) finish() (*packed, error) {
 	defer p.blob.Close()
+	l, err := p.payload()
+	if err != nil {
+		return nil, err
+	}
+	out := &spool{}
+	sum := sha256.New()
+	w := io.MultiWriter(out, sum)
+	if err := compress(w, l.reader()); err != nil {
+		out.Close()
+		return nil, err
+	}
+	return &packed{gvariant.Tuple{uint32(0), sum.Sum(nil), uint64(out.size), p.makes, p.objects}, out}, nil
+}
+
+// payload puts together what is compressed.
+func (p *packer) payload() (*layout, error) {
 	modes, err := gvariant.Encode("a(uuu)", p.modes.list)
 	if err != nil {
 		return nil, err
@@ -181,15 +197,7 @@ func (p *packer) finish() (*packed, error) {
 	ends = append(ends, l.size)
 	l.bytes(p.ops)
 	l.tuple(ends)
-
-	out := &spool{}
-	sum := sha256.New()
-	w := io.MultiWriter(out, sum)
-	if err := compress(w, l.reader()); err != nil {
-		out.Close()
-		return nil, err
-	}
-	return &packed{gvariant.Tuple{uint32(0), sum.Sum(nil), uint64(out.size), p.makes, p.objects}, out}, nil
+	return &l, nil
 }
 
 func compress(w io.Writer, r io.Reader) error {

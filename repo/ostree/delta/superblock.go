@@ -31,10 +31,10 @@ type Delta struct {
 	Parts      []Part
 	Fallbacks  []Fallback
 	Order      ByteOrder
-	// Signed has the bytes that were signed, and Signatures an a{sv} of all signatures by "ostree.sign.TYPE". Signed is nil if there
-	// are none. Who wants them right compares them: nothing here does.
+	// Signed has the bytes that were signed, and Signatures what package sign reads, an a{sv}. They are nil if there are none. Who wants
+	// them right verifies them: nothing here does.
 	Signed     *io.SectionReader
-	Signatures gvariant.Value
+	Signatures []byte
 }
 
 // Part is the entry of a part in the superblock.
@@ -146,14 +146,7 @@ func (d *Delta) unwrap(r *io.SectionReader) (*io.SectionReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := load(r, align8(ends[0]), limit, maxMetadata)
-	if err != nil {
-		return nil, err
-	}
-	if d.Signatures, err = gvariant.New("a{sv}", b); err != nil {
-		return nil, err
-	}
-	if err := d.Signatures.Check(); err != nil {
+	if d.Signatures, err = load(r, align8(ends[0]), limit, maxMetadata); err != nil {
 		return nil, err
 	}
 	d.Signed, err = part(r, int64(len(signedMagic)), ends[0])
