@@ -169,7 +169,7 @@ func (a *app) ostreeExport(ctx context.Context, r *repo.Repo, path string, names
 		return err
 	}
 	defer to.Close()
-	f.Progress = &publish.Progress{}
+	f.Progress, f.Lock = &publish.Progress{}, a.lock()
 	p := a.startProgress(func() progressEvent {
 		return progressEvent{What: "writing to " + path, Files: f.Progress.Objects.Load(), Bytes: f.Progress.Bytes.Load()}
 	})

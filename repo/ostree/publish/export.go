@@ -33,6 +33,7 @@ type Options struct {
 	AnyRef   bool
 	DryRun   bool // count, and write nothing
 	Progress *Progress
+	Lock     repo.LockOptions // of the composefs repository
 }
 
 // Progress counts what an export has written; other goroutines may look at it meanwhile.
@@ -62,7 +63,7 @@ func (r *Repository) Export(ctx context.Context, from *repo.Repo, items []Item, 
 	if o.Progress == nil {
 		o.Progress = &Progress{}
 	}
-	release, err := from.LockShared(ctx, repo.LockOptions{})
+	release, err := from.LockShared(ctx, o.Lock)
 	if err != nil {
 		return Result{}, err
 	}

@@ -3,6 +3,7 @@ package publish_test
 import (
 	"bytes"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -56,6 +57,7 @@ func TestExport(t *testing.T) {
 					t.Errorf("again: %+v, %v", again, err)
 				}
 				target.Close()
+				mustBeHarmless(t, target)
 				peer(t, "fsck", "--repo="+target.Path)
 				if got := peer(t, "rev-parse", "--repo="+target.Path, "os/"+name); got != s.Checksum.String() {
 					t.Errorf("the ref leads to %s", got)
@@ -66,6 +68,27 @@ func TestExport(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// mustBeHarmless looks at the files of a repository whose objects only say what their mode is: nobody can run them as their owner.
+func mustBeHarmless(t *testing.T, target *publish.Repository) {
+	t.Helper()
+	if target.Mode == ostree.Bare || target.Mode == ostree.BareSplitXattrs {
+		return
+	}
+	err := filepath.WalkDir(filepath.Join(target.Path, "objects"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil && (info.Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky) != 0 || info.Mode().Perm()&0o002 != 0 || info.Mode().Perm()&0o400 == 0) && e.Type().IsRegular() {
+			t.Errorf("%s: %v", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
