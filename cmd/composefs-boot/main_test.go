@@ -45,6 +45,11 @@ func TestScripts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, name := range []string{"offline.delta", "vec.gpg"} {
+		if err := os.WriteFile(filepath.Join(ostree, name), golden.Read(t, "ostree/"+name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	digests := golden.Load(t)
 	kernel := vm.Kernels(t)["6.12"].Image
 	testscript.Run(t, testscript.Params{

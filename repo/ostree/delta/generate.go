@@ -301,7 +301,7 @@ func (g *generator) describe(ctx context.Context, f newFile) (*change, error) {
 	switch {
 	case min(byPieces, byPatch) > len(new)/4*3:
 		return nil, nil
-	case byPieces <= byPatch+byPatch/8: // it is applied faster, and makes a smaller part
+	case byPieces <= byPatch+byPatch/8+64: // it is applied faster, and makes a smaller part
 		c := &change{from: f.base, size: f.size, pieces: list}
 		at := 0
 		for _, p := range list {
