@@ -85,7 +85,7 @@ func (a *app) trust(name string, keys []string) (sign.Policy, error) {
 
 func (a *app) applyDelta(ctx context.Context, r *repo.Repo, d *delta.Offline, args []string, origin ostreeOrigin, o ostree.PullOptions) error {
 	o.Prefetch = d.Prefetch
-	if !d.From.IsZero() {
+	if _, err := ostree.Open(r, d.To.String()); err != nil && !d.From.IsZero() {
 		if _, err := ostree.Open(r, d.From.String()); errors.Is(err, repo.ErrNotFound) {
 			return fmt.Errorf("%s: commit %v, which the delta begins with, is not here: pull that first", args[0], d.From)
 		}

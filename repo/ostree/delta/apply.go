@@ -12,8 +12,8 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 )
 
-// maxParts limits how many parts are applied at the same time: decompressing takes memory, see maxDictionary.
-const maxParts = 4
+// maxParts limits how many parts are applied at the same time: decompressing takes 40 MiB each for what ostree writes.
+const maxParts = 2
 
 // Store is where a delta is applied: an [ostree.Collector] for example. It is used by several goroutines at the same time.
 type Store interface {

@@ -16,8 +16,8 @@ func TestApply(t *testing.T) {
 	}{
 		{"from nothing", filepath.Join(l.Path, scratch.Path(), "superblock"), scratch},
 		{"from a commit", filepath.Join(l.Path, changes.Path(), "superblock"), changes},
-		{"one file", "testdata/offline.delta", changes},
-		{"one file without patches", "testdata/offline-nobsdiff.delta", changes},
+		{"one file", offline(t, "offline.delta"), changes},
+		{"one file without patches", offline(t, "offline-nobsdiff.delta"), changes},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if d := applied(t, l, test.file); d.Name != test.is {

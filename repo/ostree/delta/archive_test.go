@@ -1,9 +1,7 @@
 package delta
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"fmt"
 	"io"
@@ -12,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/composefs-boot/composefs-boot/internal/golden"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 )
 
@@ -32,40 +31,7 @@ func checksum(t testing.TB, s string) ostree.Checksum {
 // vectors unpacks the archive that ostree 2026.4 has made, with deltas from nothing to the first commit and from there to the second.
 func vectors(t testing.TB) *ostree.Local {
 	t.Helper()
-	f, err := os.Open("testdata/archive.tar.gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		path := filepath.Join(dir, h.Name)
-		switch h.Typeflag {
-		case tar.TypeDir:
-			err = os.MkdirAll(path, 0o755)
-		case tar.TypeReg:
-			var b []byte
-			if b, err = io.ReadAll(r); err == nil {
-				os.MkdirAll(filepath.Dir(path), 0o755)
-				err = os.WriteFile(path, b, 0o644)
-			}
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	l, err := ostree.OpenLocal(filepath.Join(dir, "archive"))
+	l, err := ostree.OpenLocal(filepath.Join(golden.Extract(t, "ostree/archive.tar.gz"), "archive"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,24 +96,24 @@ func (m *memory) put(o ostree.ObjectName, b []byte) error {
 	return nil
 }
 
-// parts opens the parts that are files in a directory.
-func parts(dir string) func(context.Context, int) (io.ReadCloser, error) {
-	return func(_ context.Context, i int) (io.ReadCloser, error) {
-		return os.Open(filepath.Join(dir, fmt.Sprint(i)))
+// offline writes a golden delta that is one file into a directory, and returns its path.
+func offline(t testing.TB, name string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, golden.Read(t, "ostree/"+name), 0o644); err != nil {
+		t.Fatal(err)
 	}
+	return path
 }
 
-func openDelta(t testing.TB, path string) *Delta {
+func openDelta(t testing.TB, path string) *Offline {
 	t.Helper()
-	b, err := os.ReadFile(path)
+	o, err := OpenOffline(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := Open(bytes.NewReader(b), int64(len(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d
+	t.Cleanup(func() { o.Close() })
+	return o
 }
 
 // objects returns the objects of a commit, without the commit.
@@ -175,11 +141,11 @@ func objects(t testing.TB, l ostree.Source, commit ostree.Checksum) map[ostree.O
 }
 
 // applied applies a delta and wants exactly the objects made that one commit has and the other lacks, fallbacks apart.
-func applied(t testing.TB, l *ostree.Local, path string) *Delta {
+func applied(t testing.TB, l *ostree.Local, path string) *Offline {
 	t.Helper()
 	d := openDelta(t, path)
 	m := &memory{sources: l}
-	if err := d.Apply(context.Background(), m, parts(filepath.Dir(path))); err != nil {
+	if err := d.Apply(context.Background(), m, d.Part); err != nil {
 		t.Fatal(err)
 	}
 	want := objects(t, l, d.To)

@@ -5,10 +5,9 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"io"
-	"os"
-	"path/filepath"
 	"testing"
 
+	"github.com/composefs-boot/composefs-boot/internal/golden"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 )
 
@@ -19,11 +18,7 @@ func fixCRC(b []byte) {
 
 func FuzzSuperblock(f *testing.F) {
 	for _, name := range []string{"offline.delta", "offline-nobsdiff.delta"} {
-		b, err := os.ReadFile(filepath.Join("testdata", name))
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b)
+		f.Add(golden.Read(f, "ostree/"+name))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		d, err := Open(bytes.NewReader(b), int64(len(b)))

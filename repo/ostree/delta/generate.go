@@ -43,6 +43,9 @@ const (
 	DefaultMaxDiff     = 128_000_000
 )
 
+// maxWorkers limits how many parts are compressed, and how many changes are computed, at the same time: both take memory.
+const maxWorkers = 4
+
 // Generate makes a delta of commits that a source has; it uses the source from several goroutines. The same commits and options always give the same bytes. It hands over the files of the delta by their names
 // in its directory: "0", "1" and so on if parts are not inline, and at last "superblock".
 func Generate(ctx context.Context, from ostree.Source, opts Options, write func(name string, r io.Reader) error) error {
@@ -50,7 +53,7 @@ func Generate(ctx context.Context, from ostree.Source, opts Options, write func(
 	if opts.MaxPart == 0 {
 		g.opts.MaxPart = DefaultMaxPart
 	}
-	g.slots = make(chan struct{}, min(runtime.GOMAXPROCS(0), maxParts))
+	g.slots = make(chan struct{}, min(runtime.GOMAXPROCS(0), maxWorkers))
 	err := g.run(ctx, write)
 	g.wait.Wait() // for what goes on after an error
 	for _, p := range g.parts {
@@ -301,7 +304,7 @@ func (g *generator) describe(ctx context.Context, f newFile) (*change, error) {
 	switch {
 	case min(byPieces, byPatch) > len(new)/4*3:
 		return nil, nil
-	case byPieces <= byPatch+byPatch/8: // it is applied faster, and makes a smaller part
+	case byPieces <= byPatch+byPatch/8+64: // it is applied faster, and makes a smaller part
 		c := &change{from: f.base, size: f.size, pieces: list}
 		at := 0
 		for _, p := range list {

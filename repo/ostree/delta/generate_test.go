@@ -228,3 +228,68 @@ func TestPeerPull(t *testing.T) {
 	}
 	run("--repo="+dir, "fsck")
 }
+
+// TestSave makes a delta in a repository twice, and removes it.
+func TestSave(t *testing.T) {
+	l := vectors(t)
+	root, err := os.OpenRoot(l.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	name := Name{From: checksum(t, first), To: checksum(t, second)}
+	for _, max := range []int64{DefaultMaxPart, 20_000} {
+		if err := Save(context.Background(), root, l, Options{Name: name, MaxPart: max}); err != nil {
+			t.Fatal(err)
+		}
+		d := applied(t, l, filepath.Join(l.Path, name.Path()))
+		if several := max < DefaultMaxPart; several != (len(d.Parts) > 1) {
+			t.Errorf("%d parts", len(d.Parts))
+		}
+	}
+	scratch := Name{To: checksum(t, first)}
+	if names, err := List(root); err != nil || len(names) != 2 || names[0] != scratch || names[1] != name {
+		t.Errorf("deltas %v, %v", names, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(l.Path, "tmp", "static-delta-*")); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+	if err := Remove(root, name); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(root, name); !errors.Is(err, ostree.ErrNotFound) {
+		t.Errorf("removed again: %v", err)
+	}
+	if names, err := List(root); err != nil || len(names) != 1 {
+		t.Errorf("deltas %v, %v", names, err)
+	}
+}
+
+// TestDamagedSource makes no delta of objects that are not what they are called.
+func TestDamagedSource(t *testing.T) {
+	l := vectors(t)
+	n := 0
+	for o := range objects(t, l, checksum(t, first)) {
+		path := filepath.Join(l.Path, o.Path(true))
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n++; n%10 > 0 {
+			continue
+		}
+		flipped := bytes.Clone(b)
+		flipped[len(b)-1] ^= 1
+		os.Chmod(path, 0o644)
+		if err := os.WriteFile(path, flipped, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		err = Generate(context.Background(), l, Options{Name: Name{To: checksum(t, first)}}, func(string, io.Reader) error { return nil })
+		if err == nil {
+			t.Errorf("object %s is damaged, and no error", o)
+		}
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -8,10 +8,10 @@ import (
 	"errors"
 	"io"
 	"math"
-	"os"
 	"strings"
 	"testing"
 
+	"github.com/composefs-boot/composefs-boot/internal/golden"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
@@ -393,10 +393,7 @@ func TestBomb(t *testing.T) {
 // TestDamaged flips bits of a delta, and cuts it: nothing but the right objects is ever made.
 func TestDamaged(t *testing.T) {
 	l := vectors(t)
-	b, err := os.ReadFile("testdata/offline.delta")
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := golden.Read(t, "ostree/offline.delta")
 	want := map[ostree.Checksum]bool{}
 	for o := range objects(t, l, checksum(t, second)) {
 		want[o.Checksum] = true

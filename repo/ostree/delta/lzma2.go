@@ -21,6 +21,7 @@ import (
 const (
 	maxPacked = 64 << 10
 	slide     = 8 << 20 // room behind the dictionary, in bytes: whenever it is full, the dictionary moves to the front
+	small     = 4 << 20 // up to this the buffer grows by and by, in bytes
 	slack     = 64      // bytes behind the packed ones that a symbol can read at most, and more
 )
 
@@ -112,7 +113,11 @@ func (d *lzma2) room(n int) []byte {
 		d.buf, d.from, d.start = d.buf[:keep], keep, 0
 	}
 	if need := len(d.buf) + n; need > cap(d.buf) {
-		larger := make([]byte, len(d.buf), min(max(need, 2*cap(d.buf)), d.size+slide))
+		grown := max(need, 2*cap(d.buf))
+		if grown > small {
+			grown = d.size + slide // at once: memory that was not used yet costs nothing, and what is left behind would
+		}
+		larger := make([]byte, len(d.buf), min(grown, d.size+slide))
 		copy(larger, d.buf)
 		d.buf = larger
 	}
