@@ -21,6 +21,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/sign"
+	"github.com/composefs-boot/composefs-boot/repo/ostree/summary"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
@@ -154,6 +155,11 @@ func (f *ostreeCommitFlags) describe() (d ostree.Description, err error) {
 			d.Refs = append(d.Refs, f.branch)
 		}
 		d.Refs = append(d.Refs, f.binds...)
+		for _, ref := range d.Refs {
+			if err := summary.CheckRef(ref); err != nil {
+				return d, usageError{err}
+			}
+		}
 	}
 	for n, to := range map[*int64]**uint32{&f.uid: &f.changes.Owner, &f.gid: &f.changes.Group} {
 		if *n < -1 || *n > 1<<32-2 {

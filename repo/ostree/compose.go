@@ -19,11 +19,6 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
-// What a commit is made of. The same tree and the same description give the same commit as ostree commit does, bit for bit.
-//
-// OSTree holds directories, regular files and symbolic links, with owner, mode and extended attributes. It has no times: they are lost.
-// Files that are alike become one. Extended attributes without a value are left out, since ostree does not see them. Devices, pipes and sockets cannot be held: a tree with one is refused, unless they are left out.
-
 // Description is what a commit says besides its tree.
 type Description struct {
 	Subject, Body string
@@ -48,7 +43,7 @@ type MetadataEntry struct {
 // ErrSpecial tells of a file that OSTree cannot hold.
 var ErrSpecial = errors.New("OSTree holds directories, files and symbolic links only")
 
-// Compose makes the objects of a commit. Open opens the contents of the tree, which are compared with their digests; the sink takes those
+// Compose makes the objects of a commit; nothing has a name yet, see [Store]. Open opens the contents of the tree, which are compared with their digests; the sink takes those
 // that are inline in the tree and too large for it in a commit.
 func Compose(ctx context.Context, tree *fstree.Tree, open fstree.Open, sink fstree.Sink, a fsverity.Algorithm, d Description) (*Objects, error) {
 	metadata, err := d.metadata(tree)

@@ -68,7 +68,7 @@ func (r *Repository) Export(ctx context.Context, from *repo.Repo, items []Item, 
 		return Result{}, err
 	}
 	defer release()
-	e := &export{r: r, from: from, o: o, done: map[ostree.Checksum]bool{}, planned: map[ostree.ObjectName]bool{}}
+	e := &export{r: r, from: from, o: o, result: Result{Commits: []ostree.Checksum{}}, done: map[ostree.Checksum]bool{}, planned: map[ostree.ObjectName]bool{}}
 	if e.w, err = r.newWriter(); err != nil {
 		return e.result, err
 	}

@@ -377,6 +377,33 @@ func TestExportRefuses(t *testing.T) {
 	}
 }
 
+// A repository that is there stays as it is; one that was made by half is finished.
+func TestInit(t *testing.T) {
+	target := newTarget(t, ostree.Archive)
+	path := filepath.Join(target.Path, "config")
+	if created, err := publish.Init(target.Path, ostree.Archive, "org.example.Other"); err != nil || created {
+		t.Error(created, err)
+	}
+	if _, err := publish.Init(target.Path, ostree.Bare, ""); err == nil {
+		t.Error("it has two modes")
+	}
+	if err := os.Remove(filepath.Join(target.Path, "objects")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := publish.Init(target.Path, ostree.Bare, ""); err == nil {
+		t.Error("another config was replaced")
+	}
+	if created, err := publish.Init(target.Path, ostree.Archive, ""); err != nil || !created {
+		t.Error(created, err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "[core]\nrepo_version=1\nmode=archive-z2\n" {
+		t.Errorf("%s, %v", text, err)
+	}
+	if _, err := publish.Init(t.TempDir(), ostree.Archive, "a\nmode=bare"); err == nil {
+		t.Error("a collection with a line break")
+	}
+}
+
 // An object whose content was changed here is not exported, and the next one is.
 func TestExportCorrupt(t *testing.T) {
 	r := newRepo(t, fsverity.SHA256)

@@ -57,8 +57,9 @@ func Init(dir string, mode ostree.Mode, collection string) (created bool, err er
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return false, err
 	}
-	if _, err := os.Lstat(filepath.Join(dir, "config")); err == nil {
-		return false, fmt.Errorf("%s: there is a config, and no OSTree repository: remove it, or choose another directory", dir)
+	// One that was made by half is finished.
+	if have, err := os.ReadFile(filepath.Join(dir, "config")); err == nil && string(have) != text {
+		return false, fmt.Errorf("%s: there is another config, and no OSTree repository: remove it, or choose another directory", dir)
 	}
 	// The objects come last: by them others know that the repository is there.
 	for _, sub := range []string{"tmp", "extensions", "state", "refs/heads", "refs/mirrors", "refs/remotes"} {
