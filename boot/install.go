@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -27,6 +28,9 @@ type System struct {
 	Format    erofs.Format
 	Resources []Resource
 	Release   OSRelease
+	// Merged tells that files of the same content and metadata are one inode, as in an OSTree commit. In /var, which is written
+	// to, each is a file of its own.
+	Merged bool
 }
 
 // Deployment says how a system is to be installed.
@@ -39,6 +43,10 @@ type Deployment struct {
 	RootArgument string
 	// Arguments are added to the kernel command line.
 	Arguments []string
+	// Version is what the boot menu sorts type 1 entries by, the newest first; "" for that of the release.
+	Version string
+	// Image and Manifest are kept in the origin, see there.
+	Image, Manifest string
 	// Insecure boots the image without verification.
 	Insecure bool
 	// Arch is the architecture as Go names it.
@@ -78,6 +86,8 @@ type Plan struct {
 	ESPSize int64   // bytes of ESP, the sum
 	// Var is what /var begins with, from the image; nil if it has none.
 	Var *fstree.Inode
+	// Carry is what comes from another deployment, see PlanCarry; nil: nothing.
+	Carry *Carry
 }
 
 // efiNames are the names of the boot loader by architecture: in the tree and at the place where firmware looks.
@@ -103,7 +113,7 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	if c, err := karg.Parse(line); err != nil || c.Images[0] != image {
 		return Plan{}, fmt.Errorf("kernel arguments %q: they would change which image is booted", d.Arguments)
 	}
-	p := Plan{Digest: s.Digest, Karg: line, State: "state/deploy/" + hexDigest}
+	p := Plan{Digest: s.Digest, Karg: line, State: statePath(s.Digest)}
 	if d.ID == "" {
 		d.ID = "composefs-" + hexDigest[:32]
 	}
@@ -125,13 +135,16 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	origin := fmt.Sprintf("[boot]\nboot_type=%s\ndigest=%s\n", kind, sum)
-	p.Files = []Place{text(p.State+"/"+hexDigest+".origin", origin)}
+	origin := Origin{Image: d.Image, Manifest: d.Manifest, BootType: kind, BootDigest: sum}
+	p.Files = []Place{text(originPath(s.Digest), origin.text())}
 	for _, f := range p.ESP {
 		p.ESPSize += f.Size
 	}
 	if v := s.Tree.Lookup("var"); v != nil && v.Dir() != nil {
 		p.Var = v
+		if s.Merged {
+			p.Var = unlinked(v)
+		}
 	}
 	return p, nil
 }
@@ -236,8 +249,8 @@ func (p *Plan) entryFiles(s System, d Deployment) (sum string, err error) {
 		}
 	}
 	set("title", s.Release.PrettyName)
-	if s.Release.VersionID != "" {
-		set("version", s.Release.VersionID)
+	if v := cmp.Or(d.Version, s.Release.VersionID); v != "" {
+		set("version", v)
 	}
 	set("sort-key", s.Release.ID)
 	set("linux", "/"+dir+"/vmlinuz")
@@ -258,6 +271,21 @@ func (p *Plan) entryFiles(s System, d Deployment) (sum string, err error) {
 	}
 	p.ESP = append(p.ESP, text("loader/entries/"+d.ID+".conf", string(entry.Bytes())))
 	return sum, nil
+}
+
+// unlinked copies a directory, with an inode for each name.
+func unlinked(i *fstree.Inode) *fstree.Inode {
+	own := *i
+	if d := i.Dir(); d != nil {
+		content := &fstree.Directory{}
+		for _, e := range d.Entries {
+			content.Set(e.Name, unlinked(e.Inode))
+		}
+		own.Content = content
+	} else {
+		own.Nlink = 1
+	}
+	return &own
 }
 
 // ESPFiles returns the files of the ESP for a disk image.
@@ -286,9 +314,15 @@ func (p Plan) StateTree() (*fstree.Tree, error) {
 		return d
 	}
 	dir(p.State + "/etc")
-	if p.Var != nil {
+	switch {
+	case p.Carry != nil:
+		dir(p.State).Set("var", &fstree.Inode{Perm: 0o777, Nlink: 1, Content: fstree.Symlink(p.Carry.link)})
+		if p.Carry.etc != nil {
+			dir(p.State+"/etc").Set("upper", p.Carry.etc)
+		}
+	case p.Var != nil:
 		dir(p.State).Set("var", p.Var)
-	} else {
+	default:
 		dir(p.State + "/var")
 	}
 	for _, f := range p.Files {

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/composefs-boot/composefs-boot/bls"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
@@ -194,6 +195,12 @@ func ReadOSRelease(t *fstree.Tree, open fstree.Open) (OSRelease, error) {
 	os.PrettyName = cmp.Or(values["PRETTY_NAME"], os.PrettyName)
 	os.VersionID, os.ImageVersion = values["VERSION_ID"], values["IMAGE_VERSION"]
 	return os, nil
+}
+
+// VersionAt is what tells the builds of a release apart in the boot menu, the newest first: IMAGE_VERSION, or if there is none,
+// VERSION_ID with the time.
+func (r OSRelease) VersionAt(t time.Time) string {
+	return cmp.Or(r.ImageVersion, strings.TrimPrefix(r.VersionID+t.UTC().Format(".20060102150405"), "."))
 }
 
 // parseOSRelease returns the values of os-release; of several with the same name the last one counts.

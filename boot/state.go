@@ -24,6 +24,12 @@ func (p Plan) WriteState(dir string, open fstree.Open) error {
 	if _, err := root.Lstat(p.State); err == nil {
 		return p.completeState(root)
 	}
+	if p.Carry != nil {
+		if err := p.Carry.shareVar(root); err != nil {
+			return err
+		}
+		open = p.Carry.opener(open)
+	}
 	t, err := p.StateTree()
 	if err != nil {
 		return err

@@ -315,7 +315,7 @@ func newestKernel(all []Resource, withInitrd bool) *Resource {
 func (u Unified) osRelease(r OSRelease) string {
 	version := u.Version
 	if version == "" && r.ImageVersion == "" {
-		version = strings.TrimPrefix(r.VersionID+u.Time.UTC().Format(".20060102150405"), ".")
+		version = r.VersionAt(u.Time)
 	}
 	text := r.Text
 	if text == "" {

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"runtime"
@@ -37,6 +38,9 @@ var DefaultMargins = Margins{Objects: time.Hour, Temporary: 24 * time.Hour}
 type GCOptions struct {
 	Roots   []string // names of images (digests) and streams
 	Without []string // refs that count as if they were not there, "streams/refs/oci/NAME": for a dry run
+	// Follows returns the name of the stream that a ref, "streams/refs/oci-referrers/...", belongs to: the ref counts as long as that
+	// stream is kept for other reasons, and goes with it. "" is for one that counts by itself, as all do if Follows is nil.
+	Follows func(ref string) (stream string)
 	Margins Margins
 	Now     time.Time // zero: the time it is
 	Lock    LockOptions
@@ -49,6 +53,7 @@ type GCPlan struct {
 	Bytes     int64 // of Objects
 	Images    []string
 	Streams   []string
+	Refs      []string // that belong to streams which go, see GCOptions.Follows
 	Temporary []string
 	Recent    int // objects that are garbage, but too young
 	Odd       []string
@@ -90,9 +95,14 @@ func (r *Repo) GC(ctx context.Context, o GCOptions) (GCPlan, error) {
 
 // executeGC removes names before the objects they lead to, so that an interruption leaves no name without its object.
 func (r *Repo) executeGC(ctx context.Context, p GCPlan) error {
-	names := append(slices.Clone(p.Images), p.Streams...)
+	names := slices.Concat(p.Refs, p.Images, p.Streams)
 	for _, name := range append(names, p.Temporary...) {
 		if err := r.unlink(name); err != nil {
+			return err
+		}
+	}
+	for _, ref := range p.Refs {
+		if err := r.removeEmpty(path.Dir(ref)); err != nil {
 			return err
 		}
 	}
@@ -143,6 +153,21 @@ func (r *Repo) unlink(name string) error {
 		return &os.PathError{Op: "remove", Path: name, Err: err}
 	}
 	return nil
+}
+
+// removeEmpty removes a directory if nothing is in it.
+func (r *Repo) removeEmpty(name string) error {
+	parent, err := r.openat(path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	switch err := unix.Unlinkat(int(parent.Fd()), path.Base(name), unix.AT_REMOVEDIR); err {
+	case nil, unix.ENOENT, unix.ENOTEMPTY:
+		return nil
+	default:
+		return &os.PathError{Op: "remove", Path: name, Err: err}
+	}
 }
 
 func (r *Repo) planGC(ctx context.Context, o GCOptions) (GCPlan, error) {
@@ -365,7 +390,8 @@ func (r *Repo) live(ctx context.Context, o GCOptions, p *GCPlan) (liveSet, error
 	live := liveSet{map[fsverity.Digest]bool{}, map[string]map[string]fsverity.Digest{"images": {}, "streams": {}}}
 	byObject := map[fsverity.Digest]string{} // images and streams
 	var start []string
-	wantedBy := map[string]string{} // images/NAME -> a ref that leads to it
+	wantedBy := map[string]string{}  // images/NAME -> a ref that leads to it
+	following := map[string]string{} // ref -> streams/NAME, for those that wait for GCOptions.Follows
 	for _, kind := range []string{"images", "streams"} {
 		names := live.names[kind]
 		if err := r.walkLinks(kind, func(name, target string) {
@@ -375,7 +401,11 @@ func (r *Repo) live(ctx context.Context, o GCOptions, p *GCPlan) (liveSet, error
 			if strings.HasPrefix(name, kind+"/refs/") {
 				wanted := kind + "/" + path.Base(target)
 				wantedBy[wanted] = name
-				start = append(start, wanted)
+				if o.Follows != nil && o.Follows(name) != "" {
+					following[name] = wanted
+				} else {
+					start = append(start, wanted)
+				}
 				return
 			}
 			d, err := digestOfLink(target)
@@ -393,7 +423,21 @@ func (r *Repo) live(ctx context.Context, o GCOptions, p *GCPlan) (liveSet, error
 		}
 	}
 	done, unnamed := map[string]bool{}, map[fsverity.Digest]bool{}
-	for len(start) > 0 {
+	for {
+		if len(start) == 0 {
+			// Whoever follows may be followed by others.
+			for ref, wanted := range following {
+				leader := "streams/" + o.Follows(ref)
+				if done[leader] || r.isRecent(live.names["streams"][leader], o) {
+					start = append(start, wanted)
+					delete(following, ref)
+				}
+			}
+		}
+		if len(start) == 0 {
+			p.Refs = slices.Sorted(maps.Keys(following))
+			return live, nil
+		}
 		name := start[len(start)-1]
 		start = start[:len(start)-1]
 		d, there := live.names[path.Dir(name)][name]
@@ -439,7 +483,20 @@ func (r *Repo) live(ctx context.Context, o GCOptions, p *GCPlan) (liveSet, error
 			}
 		}
 	}
-	return live, nil
+}
+
+// isRecent reports whether an object stays though nothing leads to it, see Margins.
+func (r *Repo) isRecent(d fsverity.Digest, o GCOptions) bool {
+	if d.IsZero() {
+		return false // there is no such name
+	}
+	f, err := r.openat("objects/"+d.ObjectPath(), unix.O_PATH)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && o.Now.Sub(time.Unix(st.Ctim.Unix())) < o.Margins.Objects
 }
 
 // references returns the objects that an image or stream refers to, and the objects that are streams or images themselves.

@@ -58,6 +58,9 @@ func (b *bench) ostree(t *testing.T) {
 // makeArchive commits the files of the image that oci pulls.
 func (b *bench) makeArchive(t *testing.T, archive string) {
 	t.Helper()
+	if _, err := os.Stat(archive); err == nil {
+		return // another part has made it
+	}
 	tree := filepath.Join(b.dir, "ostree-tree")
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		t.Fatal(err)

@@ -28,8 +28,8 @@ func TestBench(t *testing.T) {
 		name string
 		run  func(t *testing.T)
 	}{
-		{"hash", b.hash}, {"digest", b.digest}, {"selinux", b.selinux}, {"import", b.imports}, {"oci", b.oci}, {"ostree", b.ostree}, {"dumpfile", b.dumpfile},
-		{"files", b.files}, {"read", b.read}, {"diff", b.diff}, {"uki", b.uki}, {"bytes", b.bytes}, {"million", b.million},
+		{"hash", b.hash}, {"digest", b.digest}, {"selinux", b.selinux}, {"import", b.imports}, {"oci", b.oci}, {"ostree", b.ostree}, {"remote", b.remote},
+		{"dumpfile", b.dumpfile}, {"files", b.files}, {"read", b.read}, {"diff", b.diff}, {"uki", b.uki}, {"bytes", b.bytes}, {"million", b.million},
 	}
 	done := 0
 	for _, p := range parts {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/oci"
+	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
@@ -35,6 +37,7 @@ type installFlags struct {
 	size, espSize     int64 // bytes
 	espFree, rootFree int64
 	arch              string
+	target            string // image that upgrades are of
 	image             imageFlags
 	uki               installUKI
 }
@@ -87,7 +90,8 @@ func (a *app) installCommand() *cobra.Command {
 		Short: "Install an operating system",
 		Long: `Install the operating system in the directory SOURCE, or in an OCI image or OSTree commit.
 
-` + imageNames + ` The repository of the system gets the image with its layers, by which upgrades know what is there.
+` + imageNames + ` The repository of the system gets the image with its layers, by which upgrades know what is there. The
+name is remembered: composefs-boot upgrade pulls it again.
 
 ` + commitNames + ` The repository of the system gets the commit, under the name of the ref.
 
@@ -133,6 +137,7 @@ hardware does not start any more without its vendor's keys; elsewhere choose it 
 	flags.Int64Var(&f.espSize, "esp-size", 0, "size of the EFI system partition in `BYTES` [default: as small as fits]")
 	flags.Int64Var(&f.espFree, "esp-free", 64<<20, "`BYTES` to keep free on the EFI system partition, for upgrades")
 	flags.Int64Var(&f.rootFree, "root-free", 256<<20, "`BYTES` to keep free on the root, for state and upgrades")
+	flags.StringVar(&f.target, "target-image", "", "the `IMAGE` that composefs-boot upgrade pulls on the machine [default: SOURCE, if it is docker://...]")
 	flags.StringVar(&f.arch, "arch", f.arch, "`ARCHITECTURE` of the system: amd64, arm64 or riscv64")
 	f.uki.addTo(flags)
 	f.image.add(c)
@@ -158,6 +163,12 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 		if err := boot.RefuseKeys(source, keys.public()); err != nil {
 			return err
 		}
+	}
+	if f.target == "" && strings.HasPrefix(source, "docker:") {
+		f.target = source // others are no names on other machines
+	}
+	if f.target != "" && !transport.Is(f.target) {
+		return usageError{fmt.Errorf("--target-image %q: want TRANSPORT:REFERENCE, docker://... for example", f.target)}
 	}
 	if f.image.platform == "" {
 		f.image.platform = oci.Platform{OS: "linux", Architecture: f.arch}.String()
@@ -194,7 +205,7 @@ func objectsOf(r *repo.Repo) fstree.Open {
 
 // readSystem reads the source, whose large files go to the sink, and makes it bootable. Its files are opened in the source.
 func (a *app) readSystem(ctx context.Context, from *treeSource, sink fstree.Sink, f installFlags) (boot.System, error) {
-	s, source := boot.System{Open: from.open()}, from.name
+	s, source := boot.System{Open: from.open(), Merged: from.commit != nil}, from.name
 	var err error
 	if s.Tree, err = from.read(ctx, sink, nil, treeFlags{xattrs: fstree.XattrsAllowlist.String()}); err != nil {
 		return s, err
@@ -263,7 +274,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	}
 	defer i.Abort()
 	// An OCI image or OSTree commit is in the repository then, with its name.
-	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, cmp.Or(f.target, source))
 	if err != nil {
 		return err
 	}
@@ -289,12 +300,12 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	}
 	scratch := &boot.Scratch{Dir: staging}
 	defer scratch.Close()
-	plan, err := f.plan(ctx, source, s, rootArgument, scratch)
+	plan, err := f.plan(ctx, from, s, rootArgument, scratch)
 	if err != nil {
 		return err
 	}
 	// What was in /boot is on the ESP now, and no part of the image.
-	if _, err := r.GC(ctx, repo.GCOptions{Lock: a.lock()}); err != nil {
+	if _, err := r.GC(ctx, repo.GCOptions{Follows: oci.Follows, Lock: a.lock()}); err != nil {
 		return err
 	}
 	state, err := plan.StateTree()
@@ -393,7 +404,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	}
 	defer i.Abort()
 	// An OCI image or OSTree commit is in the repository then, with its name.
-	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, source)
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, cmp.Or(f.target, source))
 	if err != nil {
 		return err
 	}
@@ -403,7 +414,7 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	}
 	scratch := &boot.Scratch{Dir: f.work}
 	defer scratch.Close()
-	plan, esp, err := f.planRoot(ctx, source, s, scratch)
+	plan, esp, err := f.planRoot(ctx, from, s, scratch)
 	if err != nil {
 		return err
 	}
@@ -460,7 +471,7 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *re
 	}
 	scratch := &boot.Scratch{Dir: f.work}
 	defer scratch.Close()
-	plan, esp, err := f.planRoot(ctx, source, s, scratch)
+	plan, esp, err := f.planRoot(ctx, from, s, scratch)
 	if err != nil {
 		return err
 	}
@@ -468,24 +479,25 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *re
 }
 
 // plan decides what an install of a system writes.
-func (f installFlags) plan(ctx context.Context, source string, s boot.System, rootArgument string, scratch *boot.Scratch) (boot.Plan, error) {
-	d := boot.Deployment{RootArgument: rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch, Scratch: scratch}
+func (f installFlags) plan(ctx context.Context, from *treeSource, s boot.System, rootArgument string, scratch *boot.Scratch) (boot.Plan, error) {
+	d := boot.Deployment{RootArgument: rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch, Scratch: scratch,
+		Image: f.target, Manifest: from.manifest()}
 	when, err := sourceDate(time.Unix(s.Tree.Root.Mtime.Sec, 0))
 	if err != nil {
 		return boot.Plan{}, err
 	}
-	if err := f.uki.deploy(ctx, source, s, when, &d); err != nil {
+	if err := f.uki.deploy(ctx, from.name, s, when, &d); err != nil {
 		return boot.Plan{}, err
 	}
 	plan, err := boot.PlanInstall(s, d)
 	if err != nil {
-		return plan, fmt.Errorf("%s: %w", source, err)
+		return plan, fmt.Errorf("%s: %w", from.name, err)
 	}
 	return plan, nil
 }
 
 // planRoot plans an install below a mounted root, and onto the mounted ESP, if there is one.
-func (f installFlags) planRoot(ctx context.Context, source string, s boot.System, scratch *boot.Scratch) (plan boot.Plan, esp boot.ESPPlan, err error) {
+func (f installFlags) planRoot(ctx context.Context, from *treeSource, s boot.System, scratch *boot.Scratch) (plan boot.Plan, esp boot.ESPPlan, err error) {
 	rootArgument := f.rootArgument
 	if rootArgument == "" {
 		uuid, err := filesystemUUID(f.root)
@@ -494,7 +506,7 @@ func (f installFlags) planRoot(ctx context.Context, source string, s boot.System
 		}
 		rootArgument = "root=UUID=" + uuid
 	}
-	if plan, err = f.plan(ctx, source, s, rootArgument, scratch); err == nil && f.esp != "" {
+	if plan, err = f.plan(ctx, from, s, rootArgument, scratch); err == nil && f.esp != "" {
 		esp, err = plan.PlanESP(f.esp)
 	}
 	return plan, esp, err

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,7 +21,7 @@ func TestMain(m *testing.M) {
 }
 
 // The scripts run the program as users do. They find the golden trees and repositories in $GOLDEN, the golden OCI layout in
-// $LAYOUT, the golden OSTree repositories in $OSTREE, systemd's programs for UEFI in $STUBS, and a kernel in $KERNEL.
+// $LAYOUT, the golden OSTree repositories in $OSTREE and on the web at $WEB, systemd's programs for UEFI in $STUBS, and a kernel in $KERNEL.
 func TestScripts(t *testing.T) {
 	dir, stubs := t.TempDir(), vm.Cache(t, "ukify/usr/lib/systemd/boot/efi")
 	for _, name := range []string{"files", "links", "metadata", "names", "selinux"} {
@@ -37,6 +39,8 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	ostree := filepath.Join(dir, "ostree")
+	web := httptest.NewServer(http.FileServer(http.Dir(ostree)))
+	t.Cleanup(web.Close) // when the scripts have ended, which run after this function
 	for _, mode := range []string{"archive", "bare-user"} {
 		if err := os.MkdirAll(ostree, 0o755); err != nil {
 			t.Fatal(err)
@@ -66,6 +70,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("STUBS", stubs)
 			e.Setenv("LAYOUT", layout)
 			e.Setenv("OSTREE", ostree)
+			e.Setenv("WEB", web.URL)
 			for name, tree := range digests.Trees {
 				for mode, algorithms := range tree.Modes {
 					for alg, formats := range algorithms {

@@ -35,13 +35,14 @@ The repository keeps the manifest, the config and every layer, from which each c
 
 // ociPullResult is what oci pull prints as JSON.
 type ociPullResult struct {
-	Manifest string        `json:"manifest"`
-	Config   string        `json:"config"`
-	Verity   string        `json:"verity"` // of the manifest's stream
-	Tag      string        `json:"tag"`
-	Stats    oci.PullStats `json:"stats"`
-	Images   []linkedImage `json:"images"`
-	Karg     string        `json:"karg,omitempty"` // of the image to boot
+	Manifest  string        `json:"manifest"`
+	Config    string        `json:"config"`
+	Verity    string        `json:"verity"` // of the manifest's stream
+	Tag       string        `json:"tag"`
+	Stats     oci.PullStats `json:"stats"`
+	Images    []linkedImage `json:"images"`
+	Karg      string        `json:"karg,omitempty"` // of the image to boot
+	Referrers []oci.Digest  `json:"referrers"`
 }
 
 func (a *app) ociPullCommand() *cobra.Command {
@@ -55,9 +56,15 @@ func (a *app) ociPullCommand() *cobra.Command {
 Layers that are there are not read again. A pull from a registry that was interrupted goes on where it was, in the middle of a layer,
 and of several pulls that want the same layer one brings it. The tag is set when everything is durable.
 
-Artifacts that refer to the image, signatures for example, come along from a layout. With --keep-blobs, compressed layers are kept as
-they come, too, which takes as much space as was downloaded: then oci push gives them back with the same digests, whoever compressed
-them. Layers that are there are read again for that.
+Artifacts that refer to the image, signatures for example, come along from a layout, and with --referrers from a registry. With
+--artifact-type, only those of one type do. They stay as long as the image.
+
+IMAGE may be the difference between two images, as oci-delta makes it: the new one is made of the old one, which has to be in the
+repository. Layers that are made so cannot be kept as they come.
+
+With --keep-blobs, compressed layers are kept as they come, too, which takes as much space as was downloaded: then oci push gives them
+back with the same digests, whoever compressed them. Layers that are there are read again for that. If cfsctl pulls the same image into
+the repository, it does not know of them: gc removes them, and another pull with --keep-blobs brings them again.
 
 With --expected-digest the image to boot is looked for that has this digest, among the formats and the extended attributes that may
 have been kept when it was made; it is an error if there is none, and the image gets no tag.`,
@@ -71,8 +78,11 @@ have been kept when it was made; it is an error if there is none, and the image 
 	keep := c.Flags().Bool("keep-blobs", false, "keep compressed layers as they come, too, so that oci push has their digests")
 	var reached imageFlags
 	reached.add(c)
+	c.Flags().BoolVar(&reached.referrers, "referrers", false, "bring the artifacts that refer to the image from a registry, too")
+	c.Flags().StringVar(&reached.artifactType, "artifact-type", "", "bring the artifacts of this `TYPE` that refer to the image, and no others")
 	limit := c.Flags().Int64("max-layer-size", 64<<30, "give up when a layer has more than this number of `BYTES`, decompressed")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		reached.referrers = reached.referrers || reached.artifactType != ""
 		o := oci.PullOptions{Tag: args[len(args)-1], KeepBlobs: *keep, Limits: oci.Limits{Layer: *limit}}
 		if a.format != "" {
 			f, err := erofs.ParseFormat(a.format)
@@ -116,7 +126,8 @@ func (a *app) ociPull(ctx context.Context, r *repo.Repo, image string, f imageFl
 		}
 	}
 	if a.json {
-		out := ociPullResult{string(i.Digest), string(i.ConfigDigest()), i.Stream().String(), o.Tag, s, linkedImages(i), ""}
+		out := ociPullResult{string(i.Digest), string(i.ConfigDigest()), i.Stream().String(), o.Tag, s, linkedImages(i), "",
+			append([]oci.Digest{}, result.Referrers...)}
 		if hasBoot {
 			out.Karg = argument(bootable, format)
 		}
@@ -132,6 +143,9 @@ func (a *app) ociPull(ctx context.Context, r *repo.Repo, image string, f imageFl
 		if !o.Expected.IsZero() && l.Digest == o.Expected && l.Bootable {
 			fmt.Fprintf(a.out, "Boot image: %v (xattr-mode=%v, format-version=%v)\n", l.Digest, l.Xattrs, strings.ToUpper(l.Format.String()))
 		}
+	}
+	for _, d := range result.Referrers {
+		fmt.Fprintf(a.out, "referrer %s\n", d)
 	}
 	return nil
 }

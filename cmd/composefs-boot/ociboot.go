@@ -10,6 +10,7 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/boot"
 	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 )
 
 // ociBootFlags are those of oci prepare-boot.
@@ -63,8 +64,12 @@ func (a *app) ociPrepareBoot(ctx context.Context, r *repo.Repo, args []string, f
 	}
 	scratch := &boot.Scratch{}
 	defer scratch.Close()
-	plan, err := boot.PlanInstall(s, boot.Deployment{ID: f.id, NoLoader: true, Arguments: f.arguments, Insecure: !r.RequiresVerity(),
-		Arch: runtime.GOARCH, Scratch: scratch})
+	d := boot.Deployment{ID: f.id, NoLoader: true, Arguments: f.arguments, Insecure: !r.RequiresVerity(), Arch: runtime.GOARCH,
+		Scratch: scratch, Manifest: string(image.Digest)}
+	if transport.Is(args[0]) {
+		d.Image = args[0] // the tag that oci pull gives without another name
+	}
+	plan, err := boot.PlanInstall(s, d)
 	if err != nil {
 		return fmt.Errorf("%s: %w", args[0], err)
 	}

@@ -30,6 +30,8 @@ type ociFsckResult struct {
 }
 
 type ociRepairResult struct {
+	DryRun  bool              `json:"dry_run"`
+	Steps   []oci.RepairStep  `json:"steps,omitempty"` // of a dry run
 	Healed  []oci.Finding     `json:"healed"`
 	Failed  map[string]string `json:"failed"` // by tag: why
 	Fetched int64             `json:"bytes_fetched"`
@@ -40,22 +42,26 @@ func (a *app) ociFsckCommand() *cobra.Command {
 		Use:   "fsck [IMAGE]",
 		Short: "Check the repository and the images in it",
 		Long: `Check the repository as fsck does, and that every tagged image, or the one with this tag, has what it needs: manifest and config with
-their digests, layers with their diff IDs, composefs images.
+their digests, layers with their diff IDs, composefs images; and so the artifacts that refer to it.
 
 With --repair, what an image lacks is brought again: composefs images are made of the layers; manifest, config, layers and objects come
 from what --from names, an image as for pull, or the path of another repository. They are asked for by their digests, so that it does
 not matter what a tag there means by now. What can be healed without --from is healed without it. What has nothing to do with an image
 is for fsck --repair.
 
+With --dry-run as well, nothing is changed but it is said what would be brought again, and whether --from has it.
+
 The exit code is 1 if something is wrong, or still wrong after a repair; with --json it is 0 if the check itself could be done, and
 "ok" tells the outcome.`,
 		Example: `  composefs-boot --repo r oci fsck
   composefs-boot --repo r oci fsck --metadata-only my-os
-  composefs-boot --repo r oci fsck --repair --from oci:./layout my-os`,
+  composefs-boot --repo r oci fsck --repair --from oci:./layout my-os
+  composefs-boot --repo r oci fsck --repair --dry-run`,
 		Args: between(0, 1),
 	}
 	metadataOnly := c.Flags().Bool("metadata-only", false, "do not look at the content of objects")
 	fix := c.Flags().Bool("repair", false, "bring again what images lack")
+	dry := c.Flags().BoolP("dry-run", "n", false, "with --repair: only say what would be brought again")
 	var reached imageFlags
 	reached.add(c)
 	c.Flags().MarkHidden("platform") // digests say which
@@ -64,6 +70,8 @@ The exit code is 1 if something is wrong, or still wrong after a repair; with --
 		switch {
 		case !*fix && *from != "":
 			return usageError{errors.New("--from goes with --repair")}
+		case !*fix && *dry:
+			return usageError{errors.New("--dry-run goes with --repair")}
 		case *fix && *metadataOnly:
 			return usageError{errors.New("--repair looks at the content of objects: leave --metadata-only out")}
 		}
@@ -72,7 +80,7 @@ The exit code is 1 if something is wrong, or still wrong after a repair; with --
 			if !*fix {
 				return a.ociFsck(c.Context(), r, o, nil)
 			}
-			repaired, err := a.ociRepair(c.Context(), r, o.Image, *from, reached)
+			repaired, err := a.ociRepair(c.Context(), r, o.Image, *from, reached, *dry)
 			if err != nil {
 				return err
 			}
@@ -99,20 +107,21 @@ func openRepairSource(ctx context.Context, name string, f imageFlags) (oci.Sourc
 }
 
 // ociRepair brings again what images lack, and says so.
-func (a *app) ociRepair(ctx context.Context, r *repo.Repo, image, from string, f imageFlags) (*ociRepairResult, error) {
+func (a *app) ociRepair(ctx context.Context, r *repo.Repo, image, from string, f imageFlags, dry bool) (*ociRepairResult, error) {
 	source, end, err := openRepairSource(ctx, from, f)
 	if err != nil {
 		return nil, err
 	}
 	defer end.Close()
-	o := oci.RepairOptions{Image: image, Transform: boot.Transform, Retry: oci.DefaultRetry, Progress: &oci.Progress{}, Lock: a.lock()}
+	o := oci.RepairOptions{Image: image, Transform: boot.Transform, Retry: oci.DefaultRetry, Progress: &oci.Progress{}, DryRun: dry,
+		Lock: a.lock()}
 	p := a.startProgress(func() progressEvent { return progressEvent{What: "repairing", Bytes: o.Progress.Bytes.Load()} })
 	report, err := oci.Repair(ctx, r, source, o)
 	p.end()
 	if err != nil {
 		return nil, err
 	}
-	result := &ociRepairResult{Healed: append([]oci.Finding{}, report.Healed()...), Failed: map[string]string{}, Fetched: report.Fetched}
+	result := &ociRepairResult{DryRun: dry, Steps: report.Steps, Healed: append([]oci.Finding{}, report.Healed()...), Failed: map[string]string{}, Fetched: report.Fetched}
 	for name, err := range report.Failed {
 		result.Failed[name] = err.Error()
 	}
@@ -122,8 +131,19 @@ func (a *app) ociRepair(ctx context.Context, r *repo.Repo, image, from string, f
 	for _, f := range result.Healed {
 		fmt.Fprintln(a.out, "healed", strings.TrimPrefix(f.String(), "fsck: "))
 	}
+	for _, s := range result.Steps {
+		where := "here"
+		if s.From == oci.FromSource {
+			where = fmt.Sprintf("from %s, %s", from, size(s.Bytes))
+		}
+		fmt.Fprintf(a.out, "would bring again: %s: %s %s: %s\n", s.Image, s.What, s.Digest, where)
+	}
+	word := "not healed"
+	if dry {
+		word = "cannot be healed"
+	}
 	for _, name := range slices.Sorted(maps.Keys(result.Failed)) {
-		fmt.Fprintf(a.out, "not healed: %s: %s\n", name, result.Failed[name])
+		fmt.Fprintf(a.out, "%s: %s: %s\n", word, name, result.Failed[name])
 	}
 	if result.Fetched > 0 {
 		fmt.Fprintf(a.out, "fetched %s\n", size(result.Fetched))

@@ -71,7 +71,7 @@ func (a *app) ociPush(ctx context.Context, r *repo.Repo, name, dest string, f im
 		return err
 	}
 	defer target.Close()
-	o.Progress = &oci.Progress{}
+	o.Progress, o.Retry = &oci.Progress{}, oci.DefaultRetry
 	p := a.startProgress(func() progressEvent {
 		return progressEvent{What: "pushing " + name, Bytes: o.Progress.Bytes.Load(), Total: o.Progress.Total.Load()}
 	})
@@ -167,7 +167,7 @@ func (a *app) ociCopy(ctx context.Context, from, to *repo.Repo, image, name stri
 	if err != nil {
 		return fmt.Errorf("%s: %w", from.Path(), err)
 	}
-	referrers, err := oci.PullReferrers(ctx, to, source, i.Digest, o)
+	referrers, err := oci.PullReferrers(ctx, to, source, i.Digest, "", o)
 	if err != nil {
 		return fmt.Errorf("%s: %w", from.Path(), err)
 	}

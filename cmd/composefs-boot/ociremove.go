@@ -39,8 +39,8 @@ func (a *app) ociUntagCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "untag NAME",
 		Short: "Take a name away",
-		Long: `Take a name away. An image that has no other name is removed by gc. With --dry-run nothing is done but to say what gc would free
-then, besides what it would free now.`,
+		Long: `Take a name away. An image that has no other name is removed by gc, with the artifacts that refer to it. With --dry-run nothing is
+done but to say what gc would free then, besides what it would free now.`,
 		Example: `  composefs-boot --repo r oci untag my-os:old && composefs-boot --repo r gc
   composefs-boot --repo r oci untag --dry-run my-os:old`,
 		Args: exactly(1),

@@ -127,21 +127,28 @@ was interrupted goes on where it was, in the middle of a large file, too.`,
 			return err
 		}
 		ro.NoBindings = *noBindings
-		if !*noVerify {
-			ro.Trust, err = config.Trust(store.System())
-			if errors.Is(err, remote.ErrNoKeys) {
-				if !onlyChecksums(args[1:]) {
-					return fmt.Errorf("%w: say --gpg-key FILE, or --no-verify to trust whoever answers", err)
-				}
-				err = nil
-			}
-			if err != nil {
-				return err
-			}
+		if ro.Trust, err = whomToTrust(config, store, *noVerify, args[1:]); err != nil {
+			return err
 		}
 		return a.withRepo(func(r *repo.Repo) error { return a.ostreeRemotePull(c.Context(), r, config, args[0], args[1:], ro, o) })
 	}
 	return c
+}
+
+// whomToTrust returns who must have signed the commits of these names.
+func whomToTrust(c *remote.Config, s *remote.Store, noVerify bool, names []string) (remote.Trust, error) {
+	nobody := remote.Trust{Waived: true}
+	if noVerify {
+		return nobody, nil
+	}
+	trust, err := c.Trust(s.System())
+	if !errors.Is(err, remote.ErrNoKeys) {
+		return trust, err
+	}
+	if onlyChecksums(names) {
+		return nobody, nil
+	}
+	return trust, fmt.Errorf("%w: say --gpg-key FILE, or --no-verify to trust whoever answers", err)
 }
 
 // onlyChecksums reports whether nothing but checksums is named, by which commits are known as well as by signatures.
@@ -233,6 +240,7 @@ they lead to. If the summary of a remote must be signed, it is verified.`,
 		if o.Trust, err = config.Trust(store.System()); err != nil && !errors.Is(err, remote.ErrNoKeys) {
 			return err
 		}
+		o.Trust.Waived = true
 		rem, err := remote.Open(c.Context(), config, o)
 		if err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
+	"github.com/composefs-boot/composefs-boot/repo/oci"
 )
 
 func (a *app) repositoryCommands() []*cobra.Command {
@@ -135,7 +136,7 @@ func (a *app) gcCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "gc",
 		Short: "Remove what no ref leads to",
-		Long: `Remove the objects, images and streams that no ref leads to.
+		Long: `Remove the objects, images and streams that no ref leads to. An artifact that refers to an OCI image stays as long as the image.
 
 What changed less than --grace ago is kept, since an interrupted import would find it again; the default is an hour, and no
 time under the name cfsctl. Nothing is removed if an image or stream cannot be read.`,
@@ -153,7 +154,8 @@ time under the name cfsctl. Nothing is removed if an image or stream cannot be r
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		return a.withRepo(func(r *repo.Repo) error {
 			margins.Objects = *grace
-			plan, err := r.GC(c.Context(), repo.GCOptions{Roots: *roots, Margins: margins, Lock: a.lock(), DryRun: *dry})
+			plan, err := r.GC(c.Context(), repo.GCOptions{Roots: *roots, Margins: margins, Follows: oci.Follows, Lock: a.lock(),
+				DryRun: *dry})
 			if err != nil {
 				return err
 			}

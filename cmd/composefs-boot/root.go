@@ -80,6 +80,7 @@ and ukify for systemd's.`,
 	root.AddCommand(a.mountCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand())
 	root.AddCommand(a.initrdCommand(), a.ukiCommand(), a.keysCommand(), a.chainCommand(), a.manCommand(root))
 	root.AddCommand(a.ociCommand(), a.ostreeCommand())
+	root.AddCommand(a.upgradeCommand(), a.switchCommand(), a.rollbackCommand(), a.statusCommand())
 	root.AddCommand(a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand(), a.ukifyCommand())
 	return root
 }

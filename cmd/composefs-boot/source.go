@@ -25,6 +25,8 @@ type imageFlags struct {
 	authFile, certDir string
 	tlsVerify         bool
 	tlsVerifyGiven    func() bool
+	referrers         bool   // of registries, too
+	artifactType      string // only these; "" for all
 }
 
 func (f *imageFlags) add(c *cobra.Command) {
@@ -58,17 +60,23 @@ func (f imageFlags) options() transport.Options {
 	return o
 }
 
-// pull pulls an OCI image into a repository, and the artifacts that refer to it.
-func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags, o oci.PullOptions) (oci.PullResult, error) {
+// pulled is an image that was pulled, and the artifacts that refer to it.
+type pulled struct {
+	oci.PullResult
+	Referrers []oci.Digest
+}
+
+// pull pulls an OCI image into a repository, and the artifacts that refer to it: those of a layout, and of a registry if they are asked
+// for, since there may be more of them than of the image.
+func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags, o oci.PullOptions) (result pulled, err error) {
 	if f.platform != "" {
-		var err error
 		if o.Platform, err = oci.ParsePlatform(f.platform); err != nil {
-			return oci.PullResult{}, usageError{err}
+			return result, usageError{err}
 		}
 	}
 	source, err := f.openImage(ctx, image)
 	if err != nil {
-		return oci.PullResult{}, err
+		return result, err
 	}
 	defer source.Close()
 	o.Lock, o.Retry, o.Resume, o.Progress = a.lock(), oci.DefaultRetry, source.Remote(), &oci.Progress{}
@@ -76,9 +84,9 @@ func (a *app) pull(ctx context.Context, r *repo.Repo, image string, f imageFlags
 		return progressEvent{What: "pulling " + image, Bytes: o.Progress.Bytes.Load(), Total: o.Progress.Total.Load()}
 	})
 	defer p.end()
-	result, err := oci.Pull(ctx, r, source, o)
-	if err == nil {
-		_, err = oci.PullReferrers(ctx, r, source, result.Image.Digest, o)
+	result.PullResult, err = oci.Pull(ctx, r, source, o)
+	if err == nil && (f.referrers || !source.Remote()) {
+		result.Referrers, err = oci.PullReferrers(ctx, r, source, result.Image.Digest, f.artifactType, o)
 	}
 	if err != nil {
 		err = fmt.Errorf("%s: %w", image, err)
@@ -128,7 +136,7 @@ func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsver
 	if isCommit(name) {
 		s.commit, err = a.pullCommit(ctx, s.repo, name, tag != "")
 	} else {
-		var result oci.PullResult
+		var result pulled
 		result, err = a.pull(ctx, s.repo, name, f, oci.PullOptions{Tag: tag})
 		s.image = result.Image
 	}
@@ -137,6 +145,14 @@ func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsver
 		return nil, err
 	}
 	return s, nil
+}
+
+// manifest returns the digest of an OCI image, "" for a directory.
+func (s *treeSource) manifest() string {
+	if s.image == nil {
+		return ""
+	}
+	return string(s.image.Digest)
 }
 
 // open opens files of the tree.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,11 +28,11 @@ import (
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 )
 
-// imageOfTree packs a directory as an OCI image: its directories in the first layer, its files dealt out to all of them. Hard links
-// stay together.
-func imageOfTree(t *testing.T, tree string, layers int) v1.Image {
+// dealOut deals the files of a tree out to layers, as lists for tar; directories are in the first. Hard links stay together. What is in
+// except, relative to the tree, is in none.
+func dealOut(t *testing.T, tree string, layers int, except ...string) []string {
 	t.Helper()
-	lists := make([]bytes.Buffer, layers)
+	lists := make([]string, layers)
 	err := filepath.WalkDir(tree, func(path string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -45,29 +46,41 @@ func imageOfTree(t *testing.T, tree string, layers int) v1.Image {
 			k = int(info.Sys().(*syscall.Stat_t).Ino % uint64(layers))
 		}
 		rel, err := filepath.Rel(tree, path)
-		lists[k].WriteString(rel + "\x00")
+		if !slices.Contains(except, rel) {
+			lists[k] += rel + "\x00"
+		}
 		return err
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return lists
+}
+
+// layerOf packs files of a tree, a list of names that end with NUL, as a layer.
+func layerOf(t *testing.T, tree, list string) v1.Layer {
+	t.Helper()
+	cmd := exec.Command("tar", "--create", "--format=posix", "--numeric-owner", "--xattrs", "--xattrs-include=security.capability",
+		"--directory="+tree, "--no-recursion", "--null", "--files-from=-")
+	cmd.Stdin, cmd.Stderr = strings.NewReader(list), os.Stderr
+	archive, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil },
+		tarball.WithCompressionLevel(1), tarball.WithMediaType(types.OCILayer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layer
+}
+
+func imageOf(t *testing.T, layers ...v1.Layer) v1.Image {
+	t.Helper()
 	image := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
-	for k := range lists {
-		cmd := exec.Command("tar", "--create", "--format=posix", "--numeric-owner", "--xattrs", "--xattrs-include=security.capability",
-			"--directory="+tree, "--no-recursion", "--null", "--files-from=-")
-		cmd.Stdin, cmd.Stderr = &lists[k], os.Stderr
-		archive, err := cmd.Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive)), nil },
-			tarball.WithCompressionLevel(1), tarball.WithMediaType(types.OCILayer))
-		if err == nil {
-			image, err = mutate.AppendLayers(image, layer)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+	image, err := mutate.AppendLayers(image, layers...)
+	if err != nil {
+		t.Fatal(err)
 	}
 	config, err := image.ConfigFile()
 	if err == nil {
@@ -79,6 +92,16 @@ func imageOfTree(t *testing.T, tree string, layers int) v1.Image {
 		t.Fatal(err)
 	}
 	return image
+}
+
+// imageOfTree packs a directory as an OCI image.
+func imageOfTree(t *testing.T, tree string, layers int) v1.Image {
+	t.Helper()
+	var all []v1.Layer
+	for _, list := range dealOut(t, tree, layers) {
+		all = append(all, layerOf(t, tree, list))
+	}
+	return imageOf(t, all...)
 }
 
 // runJSON runs a command with --json, which has to go well.

@@ -11,7 +11,7 @@ import (
 func Programs(t testing.TB, more ...string) string {
 	t.Helper()
 	dir := t.TempDir()
-	cmd := exec.Command("go", append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir, "./cmd/..."}, more...)...)
+	cmd := exec.Command("go", append([]string{"build", "-tags", "containers_image_openpgp", "-trimpath", "-ldflags=-s -w", "-o", dir, "./cmd/..."}, more...)...)
 	cmd.Dir = Top(t)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

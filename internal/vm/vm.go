@@ -32,6 +32,8 @@ type Config struct {
 	Disks  []string // raw images; guests write to them
 	Memory int      // MiB; 0 is 1024
 	TPM    bool     // a TPM 2.0, empty
+	// Network has a virtio network card, at which the guest has 10.0.2.15, and the loopback of this machine is 10.0.2.2.
+	Network bool
 
 	// What a machine keeps from one start to the next; both are made if they are not there.
 	Variables string // file with the firmware's variables
@@ -110,7 +112,12 @@ func Start(t testing.TB, c Config) *Machine {
 		c.Memory = 1024
 	}
 	args := []string{"-machine", "q35,accel=tcg", "-cpu", "max,-svm,-la57", "-smp", "1", "-m", fmt.Sprint(c.Memory),
-		"-nodefaults", "-display", "none", "-serial", "stdio", "-net", "none"}
+		"-nodefaults", "-display", "none", "-serial", "stdio"}
+	if c.Network {
+		args = append(args, "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=")
+	} else {
+		args = append(args, "-net", "none")
+	}
 	if c.Kernel != "" {
 		args = append(args, "-kernel", c.Kernel, "-initrd", c.Initrd, "-append", "console=ttyS0 panic=-1 "+c.Append)
 	} else {

@@ -36,7 +36,7 @@ const (
 // Finding is one thing that is wrong with an image.
 type Finding struct {
 	Kind   Kind   `json:"kind"`
-	Image  string `json:"image"` // its tag
+	Image  string `json:"image"` // its tag, and "(referrer DIGEST)" if it is about an artifact that refers to it
 	Digest string `json:"digest,omitempty"`
 	Detail string `json:"detail,omitempty"`
 }
@@ -66,7 +66,7 @@ type FsckOptions struct {
 }
 
 // Fsck checks that all tagged images have what they need: manifest and config with their digests, every layer with its diff ID, the
-// composefs images. Whether the objects of those are sound is for repo.Fsck.
+// composefs images, and the artifacts that refer to the image. Whether the objects of those are sound is for repo.Fsck.
 func Fsck(ctx context.Context, r *repo.Repo, o FsckOptions) (FsckReport, error) {
 	var report FsckReport
 	release, err := r.LockShared(ctx, o.Lock)
@@ -89,7 +89,7 @@ func Fsck(ctx context.Context, r *repo.Repo, o FsckOptions) (FsckReport, error) 
 		c.name = t.Name
 		if strings.HasPrefix(t.Name, "@") {
 			c.add(InvalidRefName, "", "leading '@' is reserved for digest references")
-		} else if err := c.image(ctx, t.Image); err != nil {
+		} else if err := c.withReferrers(ctx, t.Image); err != nil {
 			return report, err
 		}
 		report.Images++
@@ -116,6 +116,28 @@ type checker struct {
 
 func (c *checker) add(k Kind, digest, detail string) {
 	c.findings = append(c.findings, Finding{k, c.name, digest, detail})
+}
+
+// withReferrers checks an image and the artifacts that refer to it.
+func (c *checker) withReferrers(ctx context.Context, d Digest) error {
+	if err := c.image(ctx, d); err != nil {
+		return err
+	}
+	artifacts, err := allReferrers(c.r, d)
+	for _, a := range artifacts {
+		if err := c.referrer(ctx, a); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// referrer checks an artifact that refers to the image of the name.
+func (c *checker) referrer(ctx context.Context, d Digest) error {
+	name := c.name
+	defer func() { c.name = name }()
+	c.name += " (referrer " + string(d) + ")"
+	return c.image(ctx, d)
 }
 
 // image checks one image. The error is that of the context.

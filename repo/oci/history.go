@@ -73,6 +73,11 @@ func (i *Image) DownloadFrom(other *Image) Download {
 	for _, id := range other.layerIDs() {
 		have[id] = true
 	}
+	return i.download(have)
+}
+
+// download is what is to be downloaded by who has these layers, by diff ID, and this config and manifest.
+func (i *Image) download(have map[Digest]bool) Download {
 	d := Download{Blobs: []Descriptor{}, Of: len(i.Manifest.Layers)}
 	add := func(id Digest, blob Descriptor, layer bool) {
 		d.Total += blob.Size

@@ -77,8 +77,60 @@ func TestInteropPush(t *testing.T) {
 		}
 		peer(t, other, "oci", "fsck")
 	}
-	// cfsctl pulls into the repository: what it writes replaces the manifest's stream.
-	peer(t, r, "oci", "pull", "oci:"+dir, "third")
+	// cfsctl pulls into the repository: what it writes replaces the manifest's stream, and does not lead to the kept layers any more.
+	// They are garbage then, and come again when they are wanted.
+	kept := len(pulled.Image.Blobs)
+	if p, err := r.GC(ctx, repo.GCOptions{}); err != nil || p.Objects > 0 || kept == 0 {
+		t.Fatal(p, err)
+	}
+	peer(t, r, "oci", "pull", "--bootable", "oci:"+dir, "third")
+	for round := range 2 {
+		peer(t, r, "oci", "fsck")
+		r = openRepo(t, r.Path())
+		mustBeClean(t, r)
+		image, err := oci.Open(r, "os")
+		if err != nil || image.Digest != pulled.Image.Digest || len(image.Blobs) > 0 {
+			t.Fatal(image, err)
+		}
+		if p, err := r.GC(ctx, repo.GCOptions{}); err != nil || (p.Objects >= kept) != (round == 0) {
+			t.Errorf("%d objects were removed, %d layers had been kept, %v", p.Objects, kept, err)
+		}
+	}
+	again, err := oci.Pull(ctx, r, goldenLayout(t), oci.PullOptions{Tag: "os", KeepBlobs: true})
+	if err != nil || len(again.Image.Blobs) != kept {
+		t.Errorf("%d blobs of %d, %v", len(again.Image.Blobs), kept, err)
+	}
 	peer(t, r, "oci", "fsck")
-	mustBeClean(t, openRepo(t, r.Path()))
+}
+
+// The same deltas make the same images in cfsctl, in repositories that it has filled, or this program has.
+func TestInteropDelta(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		images := newTwoImages(version)
+		old, delta := filepath.Join(t.TempDir(), "old"), filepath.Join(t.TempDir(), "delta")
+		images.old.save(t, old)
+		images.delta.save(t, delta)
+		ours := newRepo(t, fsverity.SHA256, erofs.V1)
+		if _, err := oci.Pull(ctx, ours, images.old, oci.PullOptions{Tag: "old"}); err != nil {
+			t.Fatal(err)
+		}
+		theirs := newRepo(t, fsverity.SHA256, erofs.V1)
+		peer(t, theirs, "oci", "pull", "oci:"+old, "old")
+		for name, r := range map[string]*repo.Repo{"ours": ours, "cfsctl's": theirs} {
+			out := peer(t, r, "oci", "pull", "oci:"+delta, "new")
+			if !strings.Contains(out, string(oci.DigestOf(images.new.manifest))) {
+				t.Errorf("tardf%d, %s: %s", version, name, out)
+			}
+			peer(t, r, "oci", "fsck")
+			mustBeClean(t, openRepo(t, r.Path()))
+		}
+		// What cfsctl has pulled is the old image of a delta here.
+		theirs = newRepo(t, fsverity.SHA256, erofs.V1)
+		peer(t, theirs, "oci", "pull", "oci:"+old, "old")
+		theirs = openRepo(t, theirs.Path())
+		if _, err := oci.Pull(ctx, theirs, images.delta, oci.PullOptions{Tag: "new"}); err != nil {
+			t.Error(err)
+		}
+		peer(t, theirs, "oci", "fsck")
+	}
 }

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -81,6 +82,9 @@ func (m Manifest) IsImage() bool {
 	return m.Config.MediaType == typeOCIConfig || m.Config.MediaType == typeDocker
 }
 
+// kind is the type of an artifact, as indexes have it.
+func (m Manifest) kind() string { return cmp.Or(m.ArtifactType, m.Config.MediaType) }
+
 // Config is what an image's configuration says that matters here.
 type Config struct {
 	Platform
@@ -134,6 +138,12 @@ func parseConfig(b []byte, layers int) (Config, error) {
 func IsIndex(b []byte) (bool, error) {
 	_, is, err := isIndex(b)
 	return is, err
+}
+
+// IsImage reports whether the bytes are those of a container image's manifest, as Pull takes them.
+func IsImage(b []byte) (bool, error) {
+	m, err := parseManifest(b)
+	return m.IsImage(), err
 }
 
 // isIndex reports whether it is an index of images rather than a manifest.

@@ -36,6 +36,11 @@
 // middle, so the compressed bytes of a layer are kept in tmp/ until its stream is durable, and are decompressed again; objects that are
 // there are not written again. The file of a blob is locked by who brings it: who wants the same blob waits, and then finds the layer.
 //
+// A source may have the difference between two images instead of an image, an oci-delta artifact: the new image is made of the old one,
+// which has to be in the repository, and is the same as if it had come whole. See repo/oci/tardiff for the differences of layers.
+//
+// Artifacts that refer to an image, [PullReferrers], stay as long as the image: [Follows] tells garbage collection so.
+//
 // [Push] gives an image to a [Target], with the digests that it had. Manifest and config are kept as they were, and the archives of the
 // layers; what the manifest names is the archives compressed. A compressed layer is given as it came if that was kept, or compressed
 // again if one of the usual compressors gives the same bytes; otherwise it becomes another blob, and with it the manifest another

@@ -5,9 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,6 +56,8 @@ type PullOptions struct {
 	Retry    Retry
 	Progress *Progress
 	Lock     repo.LockOptions
+
+	asIs bool // a delta is an artifact like others
 }
 
 // PullResult is what a pull has brought.
@@ -81,7 +80,8 @@ type PullStats struct {
 // checkpoint is how many bytes of new objects are made durable at once, with the layers that are complete.
 const checkpoint = 128 << 20
 
-// Pull brings an image into the repository and makes its composefs images. Layers that are there are not read. The tag is set
+// Pull brings an image into the repository and makes its composefs images. Layers that are there are not read. If the source has the
+// difference between two images, an oci-delta artifact, the new one of them is made of the old one, which has to be there. The tag is set
 // when everything that it leads to is durable. What an interrupted pull has left is used by the next one.
 func Pull(ctx context.Context, r *repo.Repo, source Source, o PullOptions) (PullResult, error) {
 	if o.Tag != "" {
@@ -132,6 +132,7 @@ type pull struct {
 	blobs   map[Digest]fsverity.Digest // that were kept, see PullOptions.KeepBlobs
 	again   map[Digest]bool            // layers that are brought though they are there
 	repair  bool                       // again is known beforehand
+	delta   *delta                     // what the image is made of, if it is one
 }
 
 func (p *pull) run(ctx context.Context) (*Image, error) {
@@ -163,13 +164,15 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 }
 
 // describe reads the manifest and config of the image.
-func (p *pull) describe(ctx context.Context) (*Image, error) {
+func (p *pull) describe(ctx context.Context) (*Image, error) { return p.describeDigest(ctx, "") }
+
+// describeDigest reads those of an image that something else has named, or of the one of the source.
+func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
 	image := &Image{Blobs: map[Digest]fsverity.Digest{}}
-	var d Digest
 	for depth := 0; ; depth++ {
 		var b []byte
 		err := p.o.Retry.Do(ctx, func() (err error) {
-			b, err = p.source.Manifest(ctx, d)
+			b, err = p.manifest(ctx, d)
 			return err
 		})
 		if err != nil {
@@ -201,6 +204,9 @@ func (p *pull) describe(ctx context.Context) (*Image, error) {
 	if image.Manifest, err = parseManifest(image.ManifestJSON); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", image.Digest, err)
 	}
+	if image.Manifest.ArtifactType == typeDelta && !p.o.asIs {
+		return p.describeDelta(ctx, image)
+	}
 	config := image.Manifest.Config
 	blob := p.open(ctx, config)
 	defer blob.Close()
@@ -216,291 +222,23 @@ func (p *pull) describe(ctx context.Context) (*Image, error) {
 	return image, nil
 }
 
+func (p *pull) manifest(ctx context.Context, d Digest) ([]byte, error) {
+	if p.delta != nil {
+		return p.delta.Manifest(ctx, d)
+	}
+	return p.source.Manifest(ctx, d)
+}
+
 func (p *pull) open(ctx context.Context, d Descriptor) *resuming {
+	if p.delta != nil {
+		return &resuming{ctx: ctx, source: p.delta, blob: d} // it opens what it needs itself
+	}
+	return p.fetch(ctx, d)
+}
+
+// fetch opens a blob of the source itself.
+func (p *pull) fetch(ctx context.Context, d Descriptor) *resuming {
 	return &resuming{ctx: ctx, source: p.source, blob: d, retry: p.o.Retry, got: func(n int) { p.o.Progress.Bytes.Add(int64(n)) }}
-}
-
-// layers brings the layers that are not there, several at a time, the largest first.
-func (p *pull) layers(ctx context.Context, image *Image) error {
-	image.Layers = make([]fsverity.Digest, len(image.Manifest.Layers))
-	ids := image.layerIDs()
-	missing := map[Digest][]int{} // an image may have the same layer twice
-	var order []Digest
-	for k, id := range ids {
-		var err error
-		if image.Layers[k], err = present(p.r, id, image.layerContent()); err != nil {
-			return err
-		}
-		lacks, err := p.lacksBlob(image, image.Manifest.Layers[k], id)
-		if err != nil {
-			return err
-		}
-		if lacks {
-			p.again[id] = true
-		}
-		if !image.Layers[k].IsZero() && !p.again[id] {
-			p.stats.Present++
-			if p.o.Resume { // who has brought it was killed before that, perhaps
-				if err := p.r.RemovePartial(keptName(image.Manifest.Layers[k].Digest)); err != nil {
-					return err
-				}
-			}
-			p.o.Progress.Layers.Add(1)
-			continue
-		}
-		if missing[id] == nil {
-			order = append(order, id)
-			p.o.Progress.Total.Add(image.Manifest.Layers[k].Size)
-		}
-		missing[id] = append(missing[id], k)
-	}
-	size := func(id Digest) int64 { return image.Manifest.Layers[missing[id][0]].Size }
-	slices.SortStableFunc(order, func(a, b Digest) int { return cmp.Compare(size(b), size(a)) })
-
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	s := newSplitter(p.i, p.o.Limits)
-	defer s.close()
-	work := make(chan Digest)
-	var workers sync.WaitGroup
-	for range min(len(order), max(2, min(runtime.GOMAXPROCS(0), 6))) {
-		workers.Go(func() {
-			for id := range work {
-				k := missing[id]
-				d, err := p.layer(ctx, s, image.Manifest.Layers[k[0]], id, image.layerContent())
-				if err != nil {
-					stop(fmt.Errorf("layer %s: %w", image.Manifest.Layers[k[0]].Digest, err))
-					continue
-				}
-				for _, k := range k {
-					image.Layers[k] = d // each index is written by one worker
-				}
-				p.o.Progress.Layers.Add(int64(len(k)))
-			}
-		})
-	}
-	for _, id := range order {
-		if !send(ctx, work, id) {
-			break
-		}
-	}
-	close(work)
-	workers.Wait()
-	err := p.checkpoint() // also if one has failed: the others are not brought again
-	if err := cmp.Or(context.Cause(ctx), err); err != nil {
-		return err
-	}
-	p.count()
-	return nil
-}
-
-// checkpoint makes the layers durable that are complete. Then nothing has to be kept of their blobs any more.
-func (p *pull) checkpoint() error {
-	p.mu.Lock()
-	kept := p.kept
-	p.kept = nil
-	p.mu.Unlock()
-	err := p.i.Checkpoint()
-	for _, k := range kept {
-		if err == nil {
-			k.Remove()
-		} else {
-			k.Close()
-		}
-	}
-	return err
-}
-
-// layerIDs returns the digests by which the layers are known in the repository: diff IDs, or the blobs' own for artifacts.
-func (i *Image) layerIDs() []Digest {
-	if i.Manifest.IsImage() {
-		return i.Config.RootFS.DiffIDs
-	}
-	ids := make([]Digest, len(i.Manifest.Layers))
-	for k, l := range i.Manifest.Layers {
-		ids[k] = l.Digest
-	}
-	return ids
-}
-
-func (i *Image) layerContent() uint64 {
-	if i.Manifest.IsImage() {
-		return LayerContent
-	}
-	return BlobContent
-}
-
-// present returns the stream of a layer that is there already, zero if there is none. A damaged one is made anew.
-func present(r *repo.Repo, id Digest, contentType uint64) (fsverity.Digest, error) {
-	d, err := r.StreamObject(layerStream + string(id))
-	if err == nil {
-		var s *repo.Stream
-		if s, err = r.OpenStream(d, contentType); err == nil {
-			return d, s.Close()
-		}
-	}
-	if lost(err) {
-		err = nil
-	}
-	return fsverity.Digest{}, err
-}
-
-// lost tells of something that is not there, or not sound, or something else of the same digest, an artifact that is an archive: it
-// is brought again.
-func lost(err error) bool {
-	for _, reason := range []error{repo.ErrNotFound, repo.ErrCorrupt, repo.ErrNoVerity, repo.ErrContentType} {
-		if errors.Is(err, reason) {
-			return true
-		}
-	}
-	return false
-}
-
-// layer brings one layer, and makes it durable if there is enough to be so.
-func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64) (fsverity.Digest, error) {
-	// Else it could be endless: a compressed stream may have any number of bytes for an empty content.
-	if blob.Size > p.o.Limits.Layer {
-		return fsverity.Digest{}, fmt.Errorf("more than %d bytes: %w", p.o.Limits.Layer, ErrTooLarge)
-	}
-	var kept *repo.Partial
-	if p.o.Resume {
-		var err error
-		if kept, err = p.openKept(ctx, blob.Digest); err != nil {
-			return fsverity.Digest{}, err
-		}
-		// Who had it until now has brought it, perhaps.
-		if d, err := present(p.r, id, content); err != nil || !d.IsZero() && !p.again[id] {
-			kept.Remove()
-			return d, err
-		}
-	}
-	done, err := p.read(ctx, s, blob, id, content, kept)
-	if err != nil {
-		return done.stream, err
-	}
-	if err := p.i.NameStream(layerStream+string(id), done.stream); err != nil {
-		return done.stream, err
-	}
-	p.mu.Lock()
-	p.stats.Reused += done.files
-	p.stats.Inline += done.inline
-	if done.added > 0 {
-		p.own.Objects++
-		p.own.Bytes += done.added
-	}
-	if kept != nil {
-		p.kept = append(p.kept, kept)
-	}
-	all := p.i.Stats().Bytes
-	save := all-p.saved >= checkpoint || p.waiting > 0
-	if save {
-		p.saved = all
-	}
-	p.mu.Unlock()
-	if save {
-		err = p.checkpoint()
-	}
-	return done.stream, err
-}
-
-// keptName is the name of the file with what was received of a blob.
-func keptName(blob Digest) string { return "blob-" + strings.Replace(string(blob), ":", "-", 1) }
-
-// openKept opens the file for the bytes of a blob. While it waits for another pull, that one may wait for a layer which is complete
-// here: so that neither waits for ever, nobody who waits holds anything, and what becomes complete meanwhile is let go at once.
-func (p *pull) openKept(ctx context.Context, blob Digest) (*repo.Partial, error) {
-	waited := false
-	kept, err := p.r.OpenPartial(ctx, keptName(blob), repo.LockOptions{
-		Timeout: p.o.Lock.Timeout,
-		Waiting: func(holder string) {
-			waited = true
-			p.mu.Lock()
-			p.waiting++
-			p.mu.Unlock()
-			p.checkpoint() // an error will come again
-			if p.o.Lock.Waiting != nil {
-				p.o.Lock.Waiting(holder)
-			}
-		},
-	})
-	if waited {
-		p.mu.Lock()
-		p.waiting--
-		p.mu.Unlock()
-	}
-	return kept, err
-}
-
-// read makes a layer of a blob, of which something may have been kept. What was kept is not believed more than what comes: if it
-// leads to nothing good, it is brought from the beginning.
-func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64, kept *repo.Partial) (split, error) {
-	for {
-		in := p.open(ctx, blob)
-		if kept != nil {
-			info, err := kept.Stat()
-			if err == nil && info.Size() > blob.Size {
-				err = kept.Truncate(0)
-			} else if err == nil {
-				in.have = info.Size()
-				p.o.Progress.Total.Add(-in.have)
-			}
-			if err != nil {
-				kept.Close()
-				return split{}, err
-			}
-			in.kept = kept
-		}
-		var done split
-		var err error
-		if content == LayerContent {
-			keeper := p.keeper(blob, id)
-			done, err = s.layer(ctx, keeper.read(in), id)
-			keeper.end(&done, err)
-		} else {
-			done, err = p.artifact(in, blob)
-		}
-		in.Close()
-		switch {
-		case err == nil || kept == nil:
-			return done, err
-		case in.broken != nil || ctx.Err() != nil:
-			kept.Close() // for the next pull
-			return done, err
-		case in.have == 0:
-			kept.Remove() // it would not be better with what has come
-			return done, err
-		}
-		if err := kept.Truncate(0); err != nil {
-			kept.Close()
-			return done, err
-		}
-		p.o.Progress.Total.Add(in.have)
-	}
-}
-
-// count computes how many objects were new: until now the import has had the layers' objects, and their streams.
-func (p *pull) count() {
-	all := p.i.Stats()
-	p.stats.Objects, p.stats.Bytes = all.Objects-p.own.Objects, all.Bytes-p.own.Bytes
-	p.stats.Reused -= p.stats.Objects
-}
-
-// artifact stores a blob as it is.
-func (p *pull) artifact(in io.Reader, blob Descriptor) (split, error) {
-	h := blob.Digest.newHash()
-	d, err := p.i.Put(io.TeeReader(in, h), blob.Size)
-	if err == nil {
-		err = blob.Digest.check(h)
-	}
-	if err != nil {
-		return split{}, err
-	}
-	w := splitstream.NewWriter(p.i.Algorithm(), BlobContent)
-	if err := w.Object(d, uint64(blob.Size)); err != nil {
-		return split{}, err
-	}
-	done := split{files: 1}
-	return done.put(p.i, w)
 }
 
 // write stores the streams of config and manifest, and sets the tag.

@@ -470,7 +470,17 @@ func TestArtifact(t *testing.T) {
 	if err != nil || len(list) != 1 || list[0] != pulled.Image.Digest {
 		t.Errorf("%v, %v", list, err)
 	}
-	if _, err := r.GC(ctx, repo.GCOptions{}); err != nil {
+	// Without its name, the image stays for a while, and so does what refers to it.
+	if err := oci.Untag(ctx, r, "os", repo.LockOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := r.GC(ctx, repo.GCOptions{Follows: oci.Follows, Margins: repo.DefaultMargins}); err != nil || len(p.Refs)+len(p.Streams) > 0 {
+		t.Fatal(p, err)
+	}
+	if err := oci.SetTag(ctx, r, image.Image.Digest, "os", repo.LockOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.GC(ctx, repo.GCOptions{Follows: oci.Follows}); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer

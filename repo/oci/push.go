@@ -19,7 +19,8 @@ import (
 
 // PushOptions says how an image is given away.
 type PushOptions struct {
-	Exact    bool // it is an error if a layer cannot be had with its digest
+	Exact    bool  // it is an error if a layer cannot be had with its digest
+	Retry    Retry // of blobs, which come again from the beginning
 	Progress *Progress
 	Lock     repo.LockOptions
 }
@@ -62,7 +63,7 @@ func Push(ctx context.Context, r *repo.Repo, image *Image, t Target, o PushOptio
 		return PushResult{}, err
 	}
 	defer release()
-	p := &push{r: r, target: t, o: o, order: slices.Clone(compressors), seen: map[Digest]bool{}}
+	p := &push{r: r, target: t, o: o, order: slices.Clone(compressors)}
 	result, err := p.image(ctx, image, true)
 	if err != nil {
 		return result, err
@@ -80,22 +81,17 @@ type push struct {
 	r      *repo.Repo
 	target Target
 	o      PushOptions
-	order  []compressor    // the one that fitted last is tried first: the layers of an image are often made by one program
-	seen   map[Digest]bool // artifacts
+	order  []compressor // the one that fitted last is tried first: the layers of an image are often made by one program
 	bytes  int64
 }
 
 // referrers gives the artifacts that refer to an image, and those that refer to them.
 func (p *push) referrers(ctx context.Context, subject Digest, result *PushResult) error {
-	list, err := Referrers(p.r, subject)
+	list, err := allReferrers(p.r, subject)
 	if err != nil {
 		return err
 	}
 	for _, d := range list {
-		if p.seen[d] {
-			continue
-		}
-		p.seen[d] = true
 		artifact, err := open(p.r, d)
 		if err == nil {
 			_, err = p.image(ctx, artifact, false)
@@ -104,9 +100,6 @@ func (p *push) referrers(ctx context.Context, subject Digest, result *PushResult
 			return fmt.Errorf("referrer %s: %w", d, err)
 		}
 		result.Referrers = append(result.Referrers, d)
-		if err := p.referrers(ctx, d, result); err != nil {
-			return err
-		}
 	}
 	return nil
 }
@@ -134,7 +127,7 @@ func (p *push) image(ctx context.Context, image *Image, tagged bool) (PushResult
 	config.Size = int64(len(image.ConfigJSON))
 	have, err := p.target.Has(ctx, config)
 	if !have && err == nil {
-		err = p.give(ctx, config, io.NopCloser(bytes.NewReader(image.ConfigJSON)))
+		err = p.give(ctx, config, func() io.ReadCloser { return io.NopCloser(bytes.NewReader(image.ConfigJSON)) })
 	}
 	if err != nil {
 		return result, fmt.Errorf("config %s: %w", config.Digest, err)
@@ -152,7 +145,7 @@ func (p *push) image(ctx context.Context, image *Image, tagged bool) (PushResult
 			d.Platform = &image.Config.Platform
 		}
 	} else {
-		d.ArtifactType = cmp.Or(image.Manifest.ArtifactType, config.MediaType)
+		d.ArtifactType = image.Manifest.kind()
 	}
 	p.bytes += d.Size
 	result.Bytes = p.bytes
@@ -169,8 +162,9 @@ func (p *push) layer(ctx context.Context, image *Image, k int, id Digest) (Pushe
 	}
 	if at, ok := image.Blobs[blob.Digest]; ok {
 		if f, err := p.r.OpenVerified(at); err == nil { // otherwise perhaps it can be made
+			defer f.Close()
 			l.How = HowKept
-			return l, p.give(ctx, blob, f)
+			return l, p.give(ctx, blob, func() io.ReadCloser { return io.NopCloser(io.NewSectionReader(f, 0, blob.Size)) })
 		}
 	}
 	archive := func(w io.Writer) error {
@@ -183,7 +177,7 @@ func (p *push) layer(ctx context.Context, image *Image, k int, id Digest) (Pushe
 	}
 	if blob.Digest == id {
 		l.How = HowRebuilt
-		return l, p.give(ctx, blob, piped(archive))
+		return l, p.give(ctx, blob, func() io.ReadCloser { return piped(archive) })
 	}
 	for _, c := range likely(blob.MediaType, p.order) {
 		fits, err := c.makes(blob, archive)
@@ -194,7 +188,7 @@ func (p *push) layer(ctx context.Context, image *Image, k int, id Digest) (Pushe
 			l.How = c.name
 			p.order = slices.DeleteFunc(p.order, func(have compressor) bool { return have.name == c.name })
 			p.order = slices.Insert(p.order, 0, c)
-			return l, p.give(ctx, blob, c.compressed(archive))
+			return l, p.give(ctx, blob, func() io.ReadCloser { return c.compressed(archive) })
 		}
 	}
 	if p.o.Exact {
@@ -209,7 +203,7 @@ func (p *push) layer(ctx context.Context, image *Image, k int, id Digest) (Pushe
 	if l.Blob, err = describe(blob, open()); err == nil {
 		var have bool
 		if have, err = p.target.Has(ctx, l.Blob); !have && err == nil {
-			err = p.give(ctx, l.Blob, open())
+			err = p.give(ctx, l.Blob, open)
 		}
 	}
 	return l, err
@@ -224,11 +218,25 @@ func describe(d Descriptor, content io.ReadCloser) (Descriptor, error) {
 	return d, err
 }
 
-// give gives a blob that the target has not, and closes it.
-func (p *push) give(ctx context.Context, d Descriptor, content io.ReadCloser) error {
-	defer content.Close()
-	p.bytes += d.Size
-	return p.target.PutBlob(ctx, d, &proven{r: readerUntil{ctx, content}, d: d, h: d.Digest.newHash(), progress: p.o.Progress})
+// give gives a blob that the target has not. If the connection breaks it comes again, but not if it is not what it should be.
+func (p *push) give(ctx context.Context, d Descriptor, open func() io.ReadCloser) error {
+	err := p.o.Retry.Do(ctx, func() error {
+		content := open()
+		defer content.Close()
+		proven := &proven{r: readerUntil{ctx, content}, d: d, h: d.Digest.newHash(), progress: p.o.Progress}
+		err := p.target.PutBlob(ctx, d, proven)
+		if err != nil {
+			p.o.Progress.Bytes.Add(-proven.n)
+		}
+		if err != nil && proven.wrong != nil {
+			err = Permanent(err)
+		}
+		return err
+	})
+	if err == nil {
+		p.bytes += d.Size
+	}
+	return err
 }
 
 // proven reads a blob, and ends with an error if it is not what its descriptor says.
@@ -237,6 +245,7 @@ type proven struct {
 	d        Descriptor
 	h        hash.Hash
 	n        int64
+	wrong    error // why it could not be read
 	progress *Progress
 }
 
@@ -246,13 +255,13 @@ func (p *proven) Read(b []byte) (int, error) {
 	p.n += int64(n)
 	p.progress.Bytes.Add(int64(n))
 	if err == io.EOF {
-		if wrong := p.d.Digest.check(p.h); wrong != nil {
-			return n, wrong
+		p.wrong = p.d.Digest.check(p.h)
+		if p.wrong == nil && p.n != p.d.Size {
+			p.wrong = fmt.Errorf("%d bytes, %d were expected", p.n, p.d.Size)
 		}
-		if p.n != p.d.Size {
-			return n, fmt.Errorf("%d bytes, %d were expected", p.n, p.d.Size)
-		}
+		return n, cmp.Or(p.wrong, err)
 	}
+	p.wrong = err
 	return n, err
 }
 

@@ -217,7 +217,7 @@ func TestPushReferrers(t *testing.T) {
 		if err != nil || back.Image.Digest != pulled.Image.Digest || back.Image.Stream() != pulled.Image.Stream() {
 			t.Errorf("%+v, %v", back.Image, err)
 		}
-		list, err := oci.PullReferrers(ctx, other, source, back.Image.Digest, oci.PullOptions{})
+		list, err := oci.PullReferrers(ctx, other, source, back.Image.Digest, "", oci.PullOptions{})
 		if err != nil || len(list) != 3 {
 			t.Errorf("%v, want %v: %v", list, artifacts, err)
 		}
@@ -417,5 +417,44 @@ func TestPushCancelled(t *testing.T) {
 	defer target.Close()
 	if _, err := oci.Push(ctx, r, pulled.Image, target, oci.PushOptions{}); !errors.Is(err, context.Canceled) || checkLayout(t, dir) != 0 {
 		t.Error(err)
+	}
+}
+
+// takes is a target that takes everything, and counts.
+type takes struct{ blobs, manifests int }
+
+func (*takes) Has(context.Context, oci.Descriptor) (bool, error) { return false, nil }
+func (t *takes) PutBlob(_ context.Context, _ oci.Descriptor, content io.Reader) error {
+	t.blobs++
+	_, err := io.Copy(io.Discard, content)
+	return err
+}
+func (t *takes) PutManifest(context.Context, oci.Descriptor, []byte, bool) error {
+	t.manifests++
+	return nil
+}
+
+// What is damaged in the repository is not tried again, and the image is not named.
+func TestPushDamaged(t *testing.T) {
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	pulled, err := oci.Pull(ctx, r, newSource(nil, bigLayers(1, 1, 20)...), oci.PullOptions{Tag: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := filepath.Glob(filepath.Join(r.Path(), "objects/*/*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range objects {
+		if d := strings.ReplaceAll(strings.TrimPrefix(path, r.Path()+"/objects/"), "/", ""); d != pulled.Image.Layers[0].String() {
+			if err := os.WriteFile(path, []byte("something else"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	to := &takes{}
+	_, err = oci.Push(ctx, openRepo(t, r.Path()), pulled.Image, to, oci.PushOptions{Retry: oci.Retry{Attempts: 5}})
+	if !errors.Is(err, repo.ErrCorrupt) || to.blobs != 1 || to.manifests > 0 {
+		t.Errorf("%+v, %v", to, err)
 	}
 }

@@ -10,14 +10,28 @@ import (
 // Referring is a Source that knows which artifacts refer to an image.
 type Referring interface {
 	Source
-	// Referrers returns the artifacts whose subject is the manifest with this digest.
-	Referrers(ctx context.Context, subject Digest) ([]Descriptor, error)
+	// Referrers returns the artifacts whose subject is the manifest with this digest. If a type is asked for, others may be left out,
+	// or not. Who asks has to look whether the manifests themselves say so.
+	Referrers(ctx context.Context, subject Digest, artifactType string) ([]Descriptor, error)
 }
 
 // pinned is a source opened for the image with a digest, which the manifest must have.
 type pinned struct {
 	Source
 	digest Digest
+}
+
+// asked is a source whose manifest is known already.
+type asked struct {
+	Source
+	manifest []byte
+}
+
+func (a asked) Manifest(ctx context.Context, d Digest) ([]byte, error) {
+	if d != "" {
+		return a.Source.Manifest(ctx, d)
+	}
+	return a.manifest, nil
 }
 
 func (p pinned) Manifest(ctx context.Context, d Digest) ([]byte, error) {
@@ -37,18 +51,19 @@ func (p pinned) Manifest(ctx context.Context, d Digest) ([]byte, error) {
 // maxReferrers is how many artifacts are taken for one image, and those for them.
 const maxReferrers = 1000
 
-// PullReferrers brings the artifacts that refer to an image, and those that refer to them, and returns their digests. A source that
-// does not know of any has none.
-func PullReferrers(ctx context.Context, r *repo.Repo, source Source, image Digest, o PullOptions) ([]Digest, error) {
+// PullReferrers brings the artifacts that refer to an image, and those that refer to them, or only those of a type if that is not "", and
+// returns their digests. A source that does not know of any has none. What a source lists though it is no artifact that refers to the
+// image, or an index of several, is left.
+func PullReferrers(ctx context.Context, r *repo.Repo, source Source, image Digest, artifactType string, o PullOptions) ([]Digest, error) {
 	from, ok := source.(Referring)
 	if !ok {
 		return nil, nil
 	}
-	o.Tag, o.Transform, o.KeepBlobs = "", nil, false
+	o.Tag, o.Transform, o.KeepBlobs, o.asIs = "", nil, false, true
 	seen := map[Digest]bool{image: true}
 	var list []Digest
 	for subjects := []Digest{image}; len(subjects) > 0; subjects = subjects[1:] {
-		artifacts, err := from.Referrers(ctx, subjects[0])
+		artifacts, err := from.Referrers(ctx, subjects[0], artifactType)
 		if err != nil {
 			return list, fmt.Errorf("referrers of %s: %w", subjects[0], err)
 		}
@@ -59,18 +74,42 @@ func PullReferrers(ctx context.Context, r *repo.Repo, source Source, image Diges
 			if seen[d.Digest] = true; len(seen) > maxReferrers {
 				return list, fmt.Errorf("image %s: more than %d artifacts refer to it", image, maxReferrers)
 			}
-			if _, err := Pull(ctx, r, pinned{source, d.Digest}, o); err != nil {
+			refers, err := pullReferrer(ctx, r, source, d.Digest, subjects[0], artifactType, o)
+			if err != nil {
 				return list, fmt.Errorf("referrer %s: %w", d.Digest, err)
 			}
-			list = append(list, d.Digest)
-			subjects = append(subjects, d.Digest)
+			if refers {
+				list = append(list, d.Digest)
+				subjects = append(subjects, d.Digest)
+			}
 		}
 	}
 	return list, nil
 }
 
+// pullReferrer brings an artifact if it refers to the subject, and has the type. Registries do not always know the types.
+func pullReferrer(ctx context.Context, r *repo.Repo, source Source, artifact, subject Digest, artifactType string, o PullOptions) (refers bool, err error) {
+	var b []byte
+	err = o.Retry.Do(ctx, func() (err error) {
+		b, err = pinned{source, artifact}.Manifest(ctx, "")
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	if is, err := IsIndex(b); err != nil || is {
+		return false, err
+	}
+	m, err := parseManifest(b)
+	if err != nil || m.Subject == nil || m.Subject.Digest != subject || artifactType != "" && m.kind() != artifactType {
+		return false, err
+	}
+	_, err = Pull(ctx, r, asked{source, b}, o)
+	return err == nil, err
+}
+
 // Referrers returns the artifacts of the layout that refer to an image, see Referring.
-func (l *Layout) Referrers(_ context.Context, subject Digest) ([]Descriptor, error) {
+func (l *Layout) Referrers(_ context.Context, subject Digest, _ string) ([]Descriptor, error) {
 	b, err := l.read("index.json")
 	if err != nil {
 		return nil, err
@@ -85,7 +124,8 @@ func (l *Layout) Referrers(_ context.Context, subject Digest) ([]Descriptor, err
 		if err != nil || d.Digest.verify(b) != nil {
 			continue // nobody has asked for this one
 		}
-		if m, err := parseManifest(b); err == nil && m.Subject != nil && m.Subject.Digest == subject {
+		m, err := parseManifest(b)
+		if err == nil && m.Subject != nil && m.Subject.Digest == subject {
 			list = append(list, d)
 		}
 	}
@@ -93,7 +133,7 @@ func (l *Layout) Referrers(_ context.Context, subject Digest) ([]Descriptor, err
 }
 
 // Referrers returns the artifacts of the repository that refer to an image, see Referring.
-func (s *Stored) Referrers(_ context.Context, subject Digest) ([]Descriptor, error) {
+func (s *Stored) Referrers(_ context.Context, subject Digest, _ string) ([]Descriptor, error) {
 	digests, err := Referrers(s.r, subject)
 	list := make([]Descriptor, len(digests))
 	for k, d := range digests {

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,15 +23,32 @@ type RepairOptions struct {
 	Limits    Limits
 	Retry     Retry
 	Progress  *Progress
+	DryRun    bool // only find out what would be done; of the source, manifest and config are read
 	Lock      repo.LockOptions
 }
 
 // RepairReport is what was wrong, and what is wrong now.
 type RepairReport struct {
 	Before, After FsckReport
+	Steps         []RepairStep     // of a dry run
 	Failed        map[string]error // by tag: why an image could not be healed
 	Fetched       int64            // bytes that came from the source
 }
+
+// RepairStep is something that a repair would bring again.
+type RepairStep struct {
+	Image  string `json:"image"`  // its tag
+	What   string `json:"what"`   // manifest, config, layer or image, which is a composefs image
+	Digest string `json:"digest"` // of a layer the diff ID
+	From   string `json:"from"`   // FromRepository or FromSource
+	Bytes  int64  `json:"bytes"`  // that come from the source
+}
+
+// Where something comes from.
+const (
+	FromRepository = "repository" // what is left in it
+	FromSource     = "source"
+)
 
 // Healed returns what was wrong, and is not any more.
 func (r RepairReport) Healed() []Finding {
@@ -73,14 +91,14 @@ func Repair(ctx context.Context, r *repo.Repo, source Source, o RepairOptions) (
 		return report, err
 	}
 	done := map[Digest]error{}
-	var fetched atomic.Int64
+	h := &healer{r: r, source: source, o: o}
 	for _, t := range tags {
 		if o.Image != "" && t.Name != o.Image {
 			continue
 		}
 		err, again := done[t.Image]
 		if !again {
-			err = repairImage(ctx, r, source, t, &fetched, o)
+			err = h.tagged(ctx, t)
 			done[t.Image] = err
 		}
 		if err := ctx.Err(); err != nil {
@@ -90,21 +108,45 @@ func Repair(ctx context.Context, r *repo.Repo, source Source, o RepairOptions) (
 			report.Failed[t.Name] = err
 		}
 	}
-	report.Fetched = fetched.Load()
+	report.Fetched, report.Steps = h.fetched.Load(), h.steps
 	report.After, err = check()
 	return report, err
 }
 
-// repairImage heals one image.
-func repairImage(ctx context.Context, r *repo.Repo, source Source, t Tag, fetched *atomic.Int64, o RepairOptions) error {
-	sound, err := isSound(ctx, r, t, o.Lock)
+// healer heals images one after the other.
+type healer struct {
+	r       *repo.Repo
+	source  Source
+	o       RepairOptions
+	fetched atomic.Int64
+	steps   []RepairStep
+}
+
+// tagged heals an image and what refers to it.
+func (h *healer) tagged(ctx context.Context, t Tag) error {
+	failed := h.image(ctx, t)
+	artifacts, err := allReferrers(h.r, t.Image)
+	for _, a := range artifacts {
+		if err := h.image(ctx, Tag{t.Name, a}); err != nil {
+			failed = cmp.Or(failed, fmt.Errorf("referrer %s: %w", a, err))
+		}
+	}
+	return cmp.Or(failed, err)
+}
+
+// image heals one image or artifact.
+func (h *healer) image(ctx context.Context, t Tag) error {
+	sound, err := isSound(ctx, h.r, t, h.o.Lock)
 	if sound || err != nil {
 		return err
 	}
-	if err := bringAgain(ctx, r, source, t, fetched, o); err != nil {
+	if h.o.DryRun {
+		return h.plan(ctx, t)
+	}
+	if err := h.bringAgain(ctx, t); err != nil {
 		return err
 	}
-	if sound, err = isSound(ctx, r, t, o.Lock); err == nil && !sound {
+	if sound, err = isSound(ctx, h.r, t, h.o.Lock); err == nil && !sound {
 		err = errors.New("it is not sound though everything was brought again")
 	}
 	return err
@@ -133,40 +175,108 @@ func isSound(ctx context.Context, r *repo.Repo, t Tag, l repo.LockOptions) (bool
 	return true, nil
 }
 
-// bringAgain is a pull of what is not sound.
-func bringAgain(ctx context.Context, r *repo.Repo, source Source, t Tag, fetched *atomic.Int64, o RepairOptions) error {
-	i, err := r.Begin(ctx, o.Lock)
-	if err != nil {
-		return err
-	}
-	defer i.Abort()
+// again describes an image, and finds out which of its layers are to be brought again. The bool tells whether it is known which composefs
+// images were made of it.
+func (h *healer) again(ctx context.Context, t Tag) (*pull, *Image, bool, error) {
 	again := map[Digest]bool{}
-	p := &pull{r: r, i: i, blobs: map[Digest]fsverity.Digest{}, again: again, repair: true,
-		source: pinned{remains{NewStored(r, ""), source, again, fetched}, t.Image},
-		o:      PullOptions{Transform: o.Transform, Limits: o.Limits.orDefault(), Retry: o.Retry, Progress: o.Progress}}
+	p := &pull{r: h.r, blobs: map[Digest]fsverity.Digest{}, again: again, repair: true,
+		source: pinned{remains{NewStored(h.r, ""), h.source, again, &h.fetched}, t.Image},
+		o:      PullOptions{Transform: h.o.Transform, Limits: h.o.Limits.orDefault(), Retry: h.o.Retry, Progress: h.o.Progress, asIs: true}}
 	image, err := p.describe(ctx)
 	if err != nil {
-		return err
+		return nil, nil, false, err
 	}
 	linksKnown := true
-	if known, err := open(r, t.Image); err == nil {
+	if known, err := open(h.r, t.Image); err == nil {
 		image = known
 		p.o.KeepBlobs = len(known.Blobs) > 0
-	} else if known, err := OpenConfig(r, image.ConfigDigest()); err == nil {
+	} else if known, err := OpenConfig(h.r, image.ConfigDigest()); err == nil {
 		image.Linked = known.Linked
 	} else {
 		linksKnown = false
 	}
-	c := &checker{r: r, layers: map[Digest]string{}}
+	c := &checker{r: h.r, layers: map[Digest]string{}}
 	for k, id := range image.layerIDs() {
 		if err := ctx.Err(); err != nil {
-			return err
+			return nil, nil, false, err
 		}
-		stream, err := r.StreamObject(layerStream + string(id))
+		stream, err := h.r.StreamObject(layerStream + string(id))
 		blob := image.Manifest.Layers[k].Digest
 		at, isKept := image.Blobs[blob]
 		again[id] = err != nil || c.layer(stream, id, image.layerContent()) != "" || isKept && c.blob(at, blob) != nil
 	}
+	return p, image, linksKnown, nil
+}
+
+// plan finds out where everything would come from.
+func (h *healer) plan(ctx context.Context, t Tag) error {
+	release, err := h.r.LockShared(ctx, h.o.Lock)
+	if err != nil {
+		return err
+	}
+	defer release()
+	p, image, _, err := h.again(ctx, t)
+	if err != nil {
+		return err
+	}
+	left := remains{NewStored(h.r, ""), h.source, p.again, &h.fetched}
+	before := len(h.steps)
+	add := func(what, digest string, size int64, from string) {
+		if from == FromRepository {
+			size = 0
+		}
+		h.steps = append(h.steps, RepairStep{t.Name, what, digest, from, size})
+	}
+	if _, err := left.Stored.Manifest(ctx, image.Digest); err != nil {
+		add("manifest", string(image.Digest), int64(len(image.ManifestJSON)), FromSource)
+	}
+	config := image.ConfigDigest()
+	if _, _, err := left.config(config); err != nil {
+		add("config", string(config), int64(len(image.ConfigJSON)), FromSource)
+	} else if _, err := h.r.StreamObject(configStream + string(config)); err != nil {
+		add("config", string(config), 0, FromRepository)
+	}
+	for k, id := range image.layerIDs() {
+		if !p.again[id] {
+			continue
+		}
+		from, err := left.origin(ctx, image.Manifest.Layers[k])
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", image.Manifest.Layers[k].Digest, err)
+		}
+		add("layer", string(id), image.Manifest.Layers[k].Size, from)
+	}
+	known := len(h.steps) > before
+	for _, l := range image.Linked {
+		f, _, err := h.r.OpenImage(l.Digest.String())
+		if err == nil {
+			f.Close()
+		}
+		if err == nil && !known { // an object that is in no layer as it is in the image, of a file with holes
+			var v repo.VerifyReport
+			if v, err = h.r.VerifyImage(ctx, l.Digest.String(), repo.VerifyOptions{}); err == nil && len(v.Findings) > 0 {
+				err = repo.ErrCorrupt
+			}
+		}
+		if err != nil {
+			add("image", l.Digest.String(), 0, FromRepository)
+		}
+	}
+	return nil
+}
+
+// bringAgain is a pull of what is not sound.
+func (h *healer) bringAgain(ctx context.Context, t Tag) error {
+	i, err := h.r.Begin(ctx, h.o.Lock)
+	if err != nil {
+		return err
+	}
+	defer i.Abort()
+	p, image, linksKnown, err := h.again(ctx, t)
+	if err != nil {
+		return err
+	}
+	p.i = i
 	if err := p.layers(ctx, image); err != nil {
 		return err
 	}
@@ -319,6 +429,21 @@ func (m remains) Blob(ctx context.Context, d Descriptor, offset int64) (io.ReadC
 		r = fetching{r, m.fetched}
 	}
 	return r, size, err
+}
+
+// origin tells where a blob would come from, without reading it from there.
+func (m remains) origin(ctx context.Context, d Descriptor) (string, error) {
+	r, _, err := m.Stored.sound(d, 0, m.usable)
+	if err == nil {
+		return FromRepository, r.Close()
+	}
+	if m.source == nil {
+		return "", noSource(err)
+	}
+	if r, _, err = m.source.Blob(ctx, d, 0); err == nil {
+		err = r.Close()
+	}
+	return FromSource, err
 }
 
 // usable reports whether a layer can be read from the stream to which its image leads: perhaps it has only lost its name.

@@ -3,6 +3,8 @@ package oci_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,6 +78,7 @@ func repairAll(t *testing.T, check func(what string, r *repo.Repo)) {
 		image := pulled.Image
 		r = d.do(t, r, image)
 		o := oci.RepairOptions{Transform: boot.Transform}
+		foretold(t, d, r, image, layout, o)
 		report, err := oci.Repair(ctx, r, nil, o)
 		if err != nil || len(report.Before.Findings) == 0 {
 			t.Fatal(d.what, report.Before.Findings, err)
@@ -113,23 +116,89 @@ func repairAll(t *testing.T, check func(what string, r *repo.Repo)) {
 	}
 }
 
-// Objects are brought again as well: of layers, and of files with holes, which are in no layer as they are in the image.
-func TestRepairObjects(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, "usr"), 0o755); err != nil {
-		t.Fatal(err)
+// foretold looks at what a dry run says, and that it does nothing.
+func foretold(t *testing.T, d damage, r *repo.Repo, image *oci.Image, source oci.Source, o oci.RepairOptions) {
+	t.Helper()
+	o.DryRun = true
+	before := filesOf(t, r)
+	for _, s := range []oci.Source{nil, source} {
+		report, err := oci.Repair(ctx, openRepo(t, r.Path()), s, o)
+		if err != nil || report.Fetched > int64(len(image.ConfigJSON)) || len(report.After.Findings) == 0 {
+			t.Fatal(d.what, report, err)
+		}
+		var bytes int64
+		for _, step := range report.Steps {
+			bytes += step.Bytes
+		}
+		if lacks := d.needs && s == nil; lacks != errors.Is(report.Failed["os"], oci.ErrNoSource) || !lacks && (len(report.Steps) == 0 || d.needs != (bytes > 0)) {
+			t.Errorf("%s: foretold: %+v, %v", d.what, report.Steps, report.Failed)
+		}
 	}
-	sparse := filepath.Join(dir, "usr/sparse")
-	if err := os.WriteFile(sparse, bytes.Repeat([]byte("data"), 4096), 0o644); err != nil {
-		t.Fatal(err)
+	if after := filesOf(t, r); after != before {
+		t.Errorf("%s: a dry run changes files: %s, they were %s", d.what, after, before)
 	}
-	if err := os.Truncate(sparse, 1<<20); err != nil {
-		t.Fatal(err)
-	}
-	archive, err := exec.Command("tar", "--sparse", "-C", dir, "-cf", "-", "usr").Output()
+}
+
+// filesOf lists the files of a repository.
+func filesOf(t *testing.T, r *repo.Repo) string {
+	t.Helper()
+	var list strings.Builder
+	err := filepath.WalkDir(r.Path(), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && !d.IsDir() {
+			target, _ := os.Readlink(path)
+			fmt.Fprintln(&list, path, info.Size(), target)
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return list.String()
+}
+
+// What refers to an image is checked and repaired with it.
+func TestRepairReferrers(t *testing.T) {
+	source := newSource(nil, bigLayers(1, 1, 2)...)
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	image, err := oci.Pull(ctx, r, source, oci.PullOptions{Tag: "os"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject := image.Image.Digest
+	source.add(source.manifest)
+	var last *oci.Image
+	for range 2 { // the second refers to the first
+		source.manifest = fmt.Appendf(nil, `{"schemaVersion": 2, "artifactType": "test", "config": {"mediaType": "application/vnd.oci.empty.v1+json",
+			"digest": %q, "size": 2}, "layers": [{"mediaType": "test", "digest": %q, "size": 11}], "subject": {"digest": %q, "size": 1}}`,
+			source.add([]byte("{}")), source.add([]byte("a signature")), subject)
+		pulled, err := oci.Pull(ctx, r, source, oci.PullOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		subject, last = source.add(source.manifest), pulled.Image
+	}
+	if err := os.WriteFile(filepath.Join(r.Path(), object(last.Stream())), []byte("something else"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r = openRepo(t, r.Path())
+	report, err := oci.Repair(ctx, r, nil, oci.RepairOptions{})
+	if err != nil || report.After.Bad != 1 || !errors.Is(report.Failed["os"], oci.ErrNoSource) ||
+		report.After.Findings[0].Image != "os (referrer "+string(last.Digest)+")" {
+		t.Fatal(report, err)
+	}
+	if report, err = oci.Repair(ctx, openRepo(t, r.Path()), source, oci.RepairOptions{}); err != nil || len(report.Healed()) != 1 {
+		t.Fatal(report, err)
+	}
+	mustBeClean(t, openRepo(t, r.Path()))
+}
+
+// Objects are brought again as well: of layers, and of files with holes, which are in no layer as they are in the image.
+func TestRepairObjects(t *testing.T) {
+	archive, content := sparseArchive(t)
 	source := newSource(func(_ int, b []byte) []byte { return gzipped(b) }, append(bigLayers(4, 2, 20), archive)...)
 	source.add(source.manifest)
 	r := newRepo(t, fsverity.SHA256, erofs.V1)
@@ -140,10 +209,6 @@ func TestRepairObjects(t *testing.T) {
 	objects, err := filepath.Glob(filepath.Join(r.Path(), "objects/*/*"))
 	if err != nil || len(objects) < 10 {
 		t.Fatal(objects, err)
-	}
-	content, err := os.ReadFile(sparse)
-	if err != nil {
-		t.Fatal(err)
 	}
 	holes := object(fsverity.Of(fsverity.SHA256, content))
 	for k, path := range objects {
@@ -169,6 +234,9 @@ func TestRepairObjects(t *testing.T) {
 	if err := os.Remove(filepath.Join(r.Path(), holes)); err != nil {
 		t.Fatal(err)
 	}
+	if report, err := oci.Repair(ctx, openRepo(t, r.Path()), nil, oci.RepairOptions{DryRun: true}); err != nil || len(report.Steps) != 1 || report.Steps[0].What != "image" {
+		t.Error(report, err)
+	}
 	if report, err := oci.Repair(ctx, openRepo(t, r.Path()), nil, oci.RepairOptions{Image: "os"}); err != nil || len(report.Failed) > 0 {
 		t.Fatal(report.Failed, err)
 	}
@@ -183,4 +251,29 @@ func TestRepairObjects(t *testing.T) {
 	if err != nil || report.Failed["os"] == nil || !strings.Contains(report.Failed["os"].Error(), "the content has digest") {
 		t.Error(report.Failed, err)
 	}
+}
+
+// sparseArchive is an archive with the file usr/sparse, which has a hole, and what is in it.
+func sparseArchive(t *testing.T) (archive, content []byte) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "usr"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sparse := filepath.Join(dir, "usr/sparse")
+	if err := os.WriteFile(sparse, bytes.Repeat([]byte("data"), 4096), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(sparse, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	archive, err = exec.Command("tar", "--sparse", "-C", dir, "-cf", "-", "usr").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if content, err = os.ReadFile(sparse); err != nil {
+		t.Fatal(err)
+	}
+	return archive, content
 }

@@ -83,7 +83,7 @@ func newSource(pack func(int, []byte) []byte, layers ...[]byte) *memory {
 		descriptors = append(descriptors, map[string]any{
 			"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": m.add(l), "size": len(l)})
 	}
-	m.describe(map[string]any{"architecture": "amd64", "os": "linux", "rootfs": map[string]any{"diff_ids": ids}}, descriptors)
+	m.describe(map[string]any{"architecture": "amd64", "os": "linux", "rootfs": map[string]any{"type": "layers", "diff_ids": ids}}, descriptors)
 	return m
 }
 
@@ -197,4 +197,14 @@ func sumOf(t testing.TB, r io.Reader) string {
 		t.Fatal(err)
 	}
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// layersOf are the layers that a manifest names.
+func layersOf(manifest []byte) (list []oci.Digest) {
+	var m oci.Manifest
+	json.Unmarshal(manifest, &m)
+	for _, l := range m.Layers {
+		list = append(list, l.Digest)
+	}
+	return list
 }

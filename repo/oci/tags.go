@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
+	"slices"
 	"strings"
 
 	"github.com/composefs-boot/composefs-boot/repo"
@@ -90,7 +92,7 @@ func SetTag(ctx context.Context, r *repo.Repo, image Digest, name string, l repo
 	return i.Commit()
 }
 
-// Untag takes a name away. The image is garbage if it has no other.
+// Untag takes a name away. The image is garbage if it has no other, and so are the artifacts that refer to it, see Follows.
 func Untag(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) error {
 	if err := checkTag(name); err != nil {
 		return err
@@ -169,7 +171,7 @@ func RemoveFrees(ctx context.Context, r *repo.Repo, images []Digest, l repo.Lock
 }
 
 func frees(ctx context.Context, r *repo.Repo, tags, refs []string, l repo.LockOptions) (Freed, error) {
-	o := repo.GCOptions{DryRun: true, Lock: l}
+	o := repo.GCOptions{DryRun: true, Follows: Follows, Lock: l}
 	before, err := r.GC(ctx, o)
 	if err != nil {
 		return Freed{}, err
@@ -187,6 +189,15 @@ func referrerRef(subject, artifact Digest) string {
 	return referrerDir + "/" + string(subject) + "/" + string(artifact)
 }
 
+// Follows tells garbage collection, see repo.GCOptions, that an artifact stays as long as the image that it refers to.
+func Follows(ref string) string {
+	subject, ok := strings.CutPrefix(path.Dir(ref), "streams/refs/"+referrerDir+"/")
+	if d, err := ParseDigest(subject); ok && err == nil {
+		return manifestStream + string(d)
+	}
+	return ""
+}
+
 // Referrers returns the artifacts that refer to an image, signatures for example.
 func Referrers(r *repo.Repo, image Digest) ([]Digest, error) {
 	refs, err := r.StreamRefs(referrerDir + "/" + string(image))
@@ -200,4 +211,21 @@ func Referrers(r *repo.Repo, image Digest) ([]Digest, error) {
 		}
 	}
 	return list, nil
+}
+
+// allReferrers returns the artifacts that refer to an image, and those that refer to them.
+func allReferrers(r *repo.Repo, image Digest) ([]Digest, error) {
+	all := []Digest{image}
+	for k := 0; k < len(all); k++ {
+		list, err := Referrers(r, all[k])
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range list {
+			if !slices.Contains(all, d) {
+				all = append(all, d)
+			}
+		}
+	}
+	return all[1:], nil
 }

@@ -11,7 +11,7 @@ import (
 type Target interface {
 	// Has reports whether a blob is there, and sound: it is not given then.
 	Has(ctx context.Context, d Descriptor) (bool, error)
-	// PutBlob stores a config, layer or other blob, of d.Size bytes.
+	// PutBlob stores a config, layer or other blob, of d.Size bytes. An error that wraps ErrPermanent is not worth another attempt.
 	PutBlob(ctx context.Context, d Descriptor, content io.Reader) error
 	// PutManifest stores a manifest and makes it known: under the name that the target was opened for if tagged is true, and by its
 	// digest alone otherwise, an artifact that refers to an image for example.

@@ -16,10 +16,13 @@ import (
 const (
 	smallFile  = 256 << 10 // larger contents are stored one by one, while they are read
 	batchBytes = 512 << 10 // of small contents that are stored at once
+	allBatches = 8 << 20   // of all that workers collect at a time
 	batchFiles = 256
-	// What has come is made durable after as many bytes, or as much time, together with the journal of it.
-	checkpointBytes = 128 << 20
-	checkpointTime  = 4 * time.Second
+	// What has come is made durable after as many bytes, or as much time, together with the journal of it. What comes from far away
+	// is dearer.
+	checkpointBytes   = 128 << 20
+	checkpointTime    = 4 * time.Second
+	checkpointFarTime = time.Second
 )
 
 // fetcher brings the objects of one commit. Each of its workers takes an object that is wanted, dirtrees first since they tell what else
@@ -29,7 +32,9 @@ type fetcher struct {
 	ctx   context.Context
 	stop  context.CancelCauseFunc
 	j     *journal
-	bases []*Objects // whose objects need not be fetched
+	bases []*Objects    // whose objects need not be fetched
+	batch int           // bytes that a worker collects
+	every time.Duration // between checkpoints
 
 	mu      sync.Mutex
 	changed *sync.Cond
@@ -60,8 +65,12 @@ func (p *pull) fetch(ctx context.Context, l link, j *journal, have *Objects, sta
 		}
 	}
 	extra := newObjects(a, l.c)
+	n, every := p.o.InFlight, checkpointFarTime
+	if n <= 0 {
+		n, every = runtime.GOMAXPROCS(0), checkpointTime
+	}
 	f := &fetcher{p: p, ctx: ctx, stop: stop, j: j, bases: append([]*Objects{have, extra}, p.bases...), seen: map[ObjectName]bool{},
-		got: newObjects(a, l.c), fresh: newObjects(a, l.c), saved: time.Now()}
+		batch: min(batchBytes, allBatches/n), every: every, got: newObjects(a, l.c), fresh: newObjects(a, l.c), saved: time.Now()}
 	f.changed = sync.NewCond(&f.mu)
 	wake := context.AfterFunc(ctx, func() {
 		f.mu.Lock()
@@ -81,10 +90,6 @@ func (p *pull) fetch(ctx context.Context, l link, j *journal, have *Objects, sta
 		f.want(ObjectName{commit.RootMeta, KindDirMeta})
 		f.want(ObjectName{commit.RootTree, KindDirTree})
 		var workers sync.WaitGroup
-		n := p.o.InFlight
-		if n <= 0 {
-			n = runtime.GOMAXPROCS(0)
-		}
 		for range n {
 			workers.Go(func() {
 				if err := f.work(); err != nil {
@@ -174,7 +179,8 @@ func (f *fetcher) work() error {
 			f.done()
 		}
 		if err != nil {
-			return errors.Join(fmt.Errorf("object %v: %w", n, err), b.store()) // what has come stays
+			f.stop(fmt.Errorf("object %v: %w", n, err))
+			return b.store() // what has come stays
 		}
 		f.p.o.Progress.Pending.Add(-1)
 	}
@@ -255,7 +261,7 @@ func (f *fetcher) brought(n ObjectName, e entry, size int64) {
 // save makes a checkpoint if it is time.
 func (f *fetcher) save() error {
 	f.mu.Lock()
-	due := f.bytes >= checkpointBytes || time.Since(f.saved) >= checkpointTime
+	due := f.bytes >= checkpointBytes || time.Since(f.saved) >= f.every
 	if due {
 		f.bytes, f.saved = 0, time.Now()
 	}
@@ -290,6 +296,7 @@ type batch struct {
 	names    []ObjectName
 	headers  []*FileHeader
 	contents [][]byte
+	began    time.Time // when the first of them came
 }
 
 // file brings a content object.
@@ -351,7 +358,7 @@ func (b *batch) content(n ObjectName, h *FileHeader, r io.Reader) error {
 		return f.save()
 	}
 	if b.data == nil {
-		b.data = make([]byte, 0, batchBytes+smallFile)
+		b.data = make([]byte, 0, f.batch+smallFile)
 	}
 	at := len(b.data)
 	content := b.data[at : at+int(h.Size) : at+int(h.Size)]
@@ -380,8 +387,11 @@ func (b *batch) content(n ObjectName, h *FileHeader, r io.Reader) error {
 		return nil
 	}
 	b.data = b.data[:at+int(h.Size)]
+	if len(b.names) == 0 {
+		b.began = time.Now()
+	}
 	b.names, b.headers, b.contents = append(b.names, n), append(b.headers, h), append(b.contents, content)
-	if len(b.data) >= batchBytes || len(b.names) >= batchFiles {
+	if len(b.data) >= f.batch || len(b.names) >= batchFiles || time.Since(b.began) >= f.every/2 {
 		return b.store()
 	}
 	return nil

@@ -25,7 +25,8 @@ func (i *Image) layoutManifest(ctx context.Context, d oci.Digest) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	if is, err := oci.IsIndex(b); err != nil || is {
+	exempt, err := i.exempt(d, b)
+	if err != nil || exempt {
 		return b, err
 	}
 	if err := allow(ctx, i.sys, layoutImage{i.ref, b}); err != nil {
@@ -47,11 +48,3 @@ func (l layoutImage) Manifest(context.Context) ([]byte, string, error) {
 }
 
 func (l layoutImage) Signatures(context.Context) ([][]byte, error) { return nil, nil }
-
-// Referrers returns the artifacts that refer to an image, if it is in an OCI layout; see oci.Referring.
-func (i *Image) Referrers(ctx context.Context, subject oci.Digest) ([]oci.Descriptor, error) {
-	if i.layout == nil {
-		return nil, nil
-	}
-	return i.layout.Referrers(ctx, subject)
-}

@@ -2,11 +2,18 @@ package transport
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
+	"github.com/docker/distribution/registry/api/errcode"
+	v2 "github.com/docker/distribution/registry/api/v2"
 	"github.com/opencontainers/go-digest"
+	"go.podman.io/image/v5/docker"
 	"go.podman.io/image/v5/pkg/blobinfocache/none"
 	"go.podman.io/image/v5/transports"
 	"go.podman.io/image/v5/types"
@@ -41,18 +48,19 @@ func OpenTarget(ctx context.Context, name string, o Options) (*Target, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	}
-	r := &registryTarget{image: &Image{transport: transport, sys: sys, ref: ref}, retry: o.Retry}
+	r := &registryTarget{image: &Image{transport: transport, sys: sys, ref: ref, retry: o.Retry}, retry: o.Retry}
 	if r.to, err = ref.NewImageDestination(ctx, sys); err != nil {
 		return nil, fmt.Errorf("image %s: %w", name, r.image.explain(err))
 	}
 	return &Target{r, r.to}, nil
 }
 
-// registryTarget is a registry. A blob that breaks off comes again as a whole, from who has called Push.
+// registryTarget is a registry.
 type registryTarget struct {
 	image *Image // for its errors
 	to    types.ImageDestination
 	retry oci.Retry
+	lists bool // it is known to list what refers to an image by itself
 }
 
 func infoOf(d oci.Descriptor) types.BlobInfo {
@@ -69,7 +77,17 @@ func (r *registryTarget) Has(ctx context.Context, d oci.Descriptor) (have bool, 
 
 func (r *registryTarget) PutBlob(ctx context.Context, d oci.Descriptor, content io.Reader) error {
 	_, err := r.to.PutBlob(ctx, content, infoOf(d), none.NoCache, false)
+	if lostUpload(err) {
+		return err
+	}
 	return r.image.explain(err)
+}
+
+// lostUpload reports whether a registry has forgotten an upload, or got other bytes than were sent: a new one may be better.
+func lostUpload(err error) bool {
+	var code errcode.ErrorCoder
+	return errors.As(err, &code) && slices.Contains([]errcode.ErrorCode{v2.ErrorCodeBlobUploadUnknown, v2.ErrorCodeBlobUploadInvalid,
+		v2.ErrorCodeDigestInvalid, v2.ErrorCodeSizeInvalid}, code.ErrorCode())
 }
 
 func (r *registryTarget) PutManifest(ctx context.Context, d oci.Descriptor, content []byte, tagged bool) error {
@@ -77,5 +95,35 @@ func (r *registryTarget) PutManifest(ctx context.Context, d oci.Descriptor, cont
 	if !tagged {
 		instance = new(digest.Digest(d.Digest))
 	}
-	return r.retry.Do(ctx, func() error { return r.image.explain(r.to.PutManifest(ctx, content, instance)) })
+	err := r.retry.Do(ctx, func() error { return r.image.explain(r.to.PutManifest(ctx, content, instance)) })
+	var m oci.Manifest
+	if err == nil {
+		err = json.Unmarshal(content, &m)
+	}
+	if err != nil || m.Subject == nil {
+		return err
+	}
+	d.Annotations = m.Annotations // the list of artifacts has them, too
+	if err := r.refer(ctx, m.Subject.Digest, d); err != nil {
+		return fmt.Errorf("referrers of %s: %w", m.Subject.Digest, err)
+	}
+	return nil
+}
+
+// putTag stores a manifest or index under another tag of the same repository.
+func (r *registryTarget) putTag(ctx context.Context, tag string, content []byte) error {
+	tagged, err := reference.WithTag(reference.TrimNamed(r.image.ref.DockerReference()), tag)
+	if err != nil {
+		return err
+	}
+	ref, err := docker.NewReference(tagged)
+	if err != nil {
+		return err
+	}
+	to, err := ref.NewImageDestination(ctx, r.image.sys)
+	if err != nil {
+		return r.image.explain(err)
+	}
+	defer to.Close()
+	return r.retry.Do(ctx, func() error { return r.image.explain(to.PutManifest(ctx, content, nil)) })
 }

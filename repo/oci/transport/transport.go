@@ -79,9 +79,11 @@ type Image struct {
 	source    types.ImageSource // nil for an OCI layout
 	layout    *oci.Layout
 	noRanges  atomic.Bool // the registry always sends blobs from the beginning
+	retry     oci.Retry
 
-	mu      sync.Mutex
-	storage map[oci.Digest]types.BlobInfo // containers-storage: layers of the manifest, as they are kept
+	mu        sync.Mutex
+	storage   map[oci.Digest]types.BlobInfo // containers-storage: layers of the manifest, as they are kept
+	referrers map[oci.Digest]bool           // artifacts that were listed, see Referrers
 }
 
 // The libraries log, at times in the middle of the output of a program.
@@ -93,7 +95,7 @@ func Open(ctx context.Context, name string, o Options) (*Image, error) {
 	if !Is(name) {
 		return nil, fmt.Errorf("image %q: want TRANSPORT:REFERENCE, with one of %s", name, strings.Join(Names, ", "))
 	}
-	i := &Image{transport: transport, sys: o.system()}
+	i := &Image{transport: transport, sys: o.system(), retry: o.Retry, referrers: map[oci.Digest]bool{}}
 	kind := transports.Get(transport)
 	if kind == nil {
 		return nil, fmt.Errorf("image %s: this program was built with cgo, and so without %s: build it with \"make build\"", name, transport)
@@ -144,8 +146,9 @@ func (i *Image) Manifest(ctx context.Context, d oci.Digest) ([]byte, error) {
 	if err != nil {
 		return nil, i.explain(err)
 	}
-	if is, err := oci.IsIndex(b); err != nil || is {
-		return b, err // of an index the policy is asked when an image is chosen
+	exempt, err := i.exempt(d, b)
+	if err != nil || exempt {
+		return b, err
 	}
 	if err := allow(ctx, i.sys, unparsed); err != nil {
 		return nil, oci.Permanent(err)
@@ -154,6 +157,22 @@ func (i *Image) Manifest(ctx context.Context, d oci.Digest) ([]byte, error) {
 		err = i.findLayers(ctx, b, mediaType, instance)
 	}
 	return b, i.explain(err)
+}
+
+// exempt reports whether the policy is not asked about a manifest: for an index, of which it is asked when an image is chosen, and for an
+// artifact that refers to an image and is none itself.
+func (i *Image) exempt(d oci.Digest, b []byte) (bool, error) {
+	is, err := oci.IsIndex(b)
+	if err != nil || is {
+		return true, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if !i.referrers[d] {
+		return false, nil
+	}
+	is, err = oci.IsImage(b)
+	return !is, err
 }
 
 // findLayers learns under which digests the storage has the layers of a manifest.

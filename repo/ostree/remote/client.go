@@ -34,8 +34,9 @@ var DefaultRetry = Retry{Attempts: 6, Wait: time.Second, Idle: time.Minute}
 // maxRetryAfter limits how long a server can make us wait.
 const maxRetryAfter = 2 * time.Minute
 
-// inFlight is how many requests of a kind are on their way at once: metadata and contents. Without HTTP/2 each has a connection.
-const inFlight = 32
+// inFlight is how many objects are on their way at once. Without HTTP/2 each has a connection. With 5 ms to the server and back, more
+// are not faster: the processor is busy then.
+const inFlight = 48
 
 // Counters say what has been fetched. Other goroutines may look at them meanwhile.
 type Counters struct {
@@ -67,8 +68,8 @@ func newClient(c *Config, o Options) (*client, error) {
 		DialContext:            (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:    30 * time.Second,
 		ForceAttemptHTTP2:      !c.NoHTTP2,
-		MaxIdleConnsPerHost:    2 * inFlight,
-		MaxConnsPerHost:        2 * inFlight,
+		MaxIdleConnsPerHost:    inFlight,
+		MaxConnsPerHost:        inFlight,
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true, // files are compressed already
 		ReadBufferSize:         16 << 10,

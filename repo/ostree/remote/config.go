@@ -14,10 +14,10 @@ import (
 )
 
 // Config says where a remote is, how it is reached, and whom it trusts. Its keys are those of ostree.repo-config(5), in a group
-// [remote "NAME"]; others are kept.
+// [remote "NAME"].
 type Config struct {
 	Name         string
-	URL          string   // http:, https:, file:, or one of them behind mirrorlist=
+	URL          string   // http: or https:, or one of them behind mirrorlist=
 	ContentURL   string   // of files and parts of deltas; "": URL
 	Branches     []string // that are pulled if none are named
 	CollectionID string   // that commits must be bound to; "": any
@@ -163,7 +163,7 @@ func (c *Config) Usable() error {
 type Trust struct {
 	Commits sign.Policy // must be signed so
 	Summary sign.Policy // empty: need not be signed
-	Waived  bool        // its configuration says that commits need not be signed
+	Waived  bool        // it is said that commits need not be signed
 }
 
 // ErrNoKeys tells that nothing is known about who may sign what a remote has.
@@ -171,7 +171,7 @@ var ErrNoKeys = errors.New("no keys say whom to trust")
 
 // Trust reads the keys of the remote. What is not configured is taken for granted where there are keys: a remote with a keyring has
 // signed commits. Keyrings of the system count for a remote that has none of its own. The error is ErrNoKeys if there are no keys at
-// all, and nothing is said about it.
+// all, and nothing is said about that; where signatures are asked for, it is another one.
 func (c *Config) Trust(s System) (Trust, error) {
 	var t Trust
 	fail := func(err error) (Trust, error) { return Trust{}, fmt.Errorf("remote %q: %w", c.Name, err) }
@@ -181,13 +181,13 @@ func (c *Config) Trust(s System) (Trust, error) {
 	}
 	if c.verify != nil && *c.verify || c.verify == nil && !gpg.Empty() {
 		if gpg.Empty() {
-			return fail(fmt.Errorf("gpg-verify is set, and %w: remote gpg-import adds one", ErrNoKeys))
+			return fail(errors.New("gpg-verify is set, and there are no keys: ostree remote gpg-import adds some"))
 		}
 		t.Commits = append(t.Commits, []sign.Verifier{gpg})
 	}
 	if c.VerifySummary {
 		if gpg.Empty() {
-			return fail(fmt.Errorf("gpg-verify-summary is set, and %w: remote gpg-import adds one", ErrNoKeys))
+			return fail(errors.New("gpg-verify-summary is set, and there are no keys: ostree remote gpg-import adds some"))
 		}
 		t.Summary = append(t.Summary, []sign.Verifier{gpg})
 	}
@@ -233,11 +233,11 @@ func (c *Config) verifiers(s System, setting string, commits bool) ([]sign.Verif
 		if !k.Empty() {
 			group = append(group, k)
 		} else if !all {
-			return nil, fmt.Errorf("%s, and %w: verification-%s-key or verification-%[1]s-file name one", scheme, ErrNoKeys, scheme)
+			return nil, fmt.Errorf("there are no keys of %s: verification-%[1]s-key or verification-%[1]s-file name one", scheme)
 		}
 	}
 	if len(group) == 0 && setting != "" {
-		return nil, fmt.Errorf("%w: verification-ed25519-key and the like name one", ErrNoKeys)
+		return nil, errors.New("there are no keys: verification-ed25519-key and the like name one")
 	}
 	return group, nil
 }
@@ -306,5 +306,9 @@ func Anonymous(url string, gpgKeys []string) *Config {
 	return &Config{Name: "anonymous", URL: url, gpgKeyPaths: slices.Clone(gpgKeys), keys: map[string]keySource{}}
 }
 
-// TrustAlso adds files of GPG keys to those of the configuration.
-func (c *Config) TrustAlso(gpgKeys []string) { c.gpgKeyPaths = append(c.gpgKeyPaths, gpgKeys...) }
+// TrustAlso adds files of GPG keys to those of the configuration. With any, commits must be signed, whatever that says.
+func (c *Config) TrustAlso(gpgKeys []string) {
+	if len(gpgKeys) > 0 {
+		c.gpgKeyPaths, c.verify = append(c.gpgKeyPaths, gpgKeys...), nil
+	}
+}

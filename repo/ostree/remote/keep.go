@@ -57,7 +57,7 @@ func (k *keeper) open(ctx context.Context, c *client, sum ostree.Checksum) (io.R
 		}
 	}
 	b, err := c.open(ctx, c.content, path, have)
-	if errors.Is(err, errRange) {
+	if p != nil && errors.Is(err, errRange) {
 		// There is not as much of it on the server: it is something else.
 		have = 0
 		if err = p.Truncate(0); err == nil {

@@ -64,7 +64,7 @@ func (r *Remote) Pull(ctx context.Context, into *repo.Repo, names []string, o Pu
 	r.keep = newKeeper(into)
 	d := &prefetcher{r: r, into: into, names: names, o: o, used: map[ostree.Checksum]string{}}
 	p := o.PullOptions
-	p.InFlight = 2 * inFlight
+	p.InFlight = inFlight
 	// What Metadata has handed out is accepted. It is asked for because this is set, also of a commit that is here.
 	p.Verify = func(ostree.Checksum, []byte, []byte) error { return nil }
 	if o.Deltas != DeltasNever {

@@ -39,14 +39,16 @@ type web struct {
 	dir string
 	// fault may answer a request instead.
 	fault func(w http.ResponseWriter, r *http.Request) bool
-	// cut says after how many bytes of a body the connection breaks; negative: not at all.
-	cut   func(path string) int
+	// cut says after how many bytes of a body, of a file of this size, the connection breaks; negative: not at all.
+	cut   func(path string, size int) int
 	delay time.Duration // before each answer
 
-	mu    sync.Mutex
-	asked map[string]int // paths, and how often they were answered whole
-	sent  atomic.Int64   // bytes of bodies
-	cuts  atomic.Int64
+	mu     sync.Mutex
+	asked  map[string]int // paths, and how often they were answered whole
+	until  int            // so many answers, then this process is killed
+	victim *os.Process
+	sent   atomic.Int64 // bytes of bodies
+	cuts   atomic.Int64
 }
 
 func (s *web) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -56,11 +58,16 @@ func (s *web) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	left := -1
 	if s.cut != nil {
-		left = s.cut(r.URL.Path)
+		if info, err := os.Stat(filepath.Join(s.dir, r.URL.Path)); err == nil {
+			left = s.cut(r.URL.Path, int(info.Size()))
+		}
 	}
 	http.FileServer(http.Dir(s.dir)).ServeHTTP(&cutWriter{w, s, left}, r)
 	s.mu.Lock()
 	s.asked[r.URL.Path]++
+	if s.until--; s.until == 0 && s.victim != nil {
+		s.victim.Kill()
+	}
 	s.mu.Unlock()
 }
 

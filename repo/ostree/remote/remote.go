@@ -77,6 +77,9 @@ func Open(ctx context.Context, config *Config, o Options) (*Remote, error) {
 		return nil, err
 	}
 	fail := func(err error) (*Remote, error) { return nil, fmt.Errorf("remote %q: %w", config.Name, err) }
+	if len(o.Trust.Commits) == 0 && !o.Trust.Waived {
+		return fail(ErrNoKeys) // rather than to trust everybody because nobody has thought of it
+	}
 	c, err := newClient(config, o)
 	if err != nil {
 		return fail(err)

@@ -30,13 +30,9 @@ type cached struct {
 	content      []byte
 }
 
-// Cache returns the directory for what is kept of the remote's summary: ostree/cache/NAME of the repository.
+// Cache returns the directory for what is kept of the remote's summary. It is that of the URL: what one server said counts for no other.
 func (s *Store) Cache(c *Config) string {
-	name := c.Name
-	if c.file == "" { // it has no name of its own
-		name = fmt.Sprintf("%x", sha256.Sum256([]byte(c.URL)))
-	}
-	return filepath.Join(s.repository, "ostree/cache", name)
+	return filepath.Join(s.repository, "ostree/cache", fmt.Sprintf("%x", sha256.Sum256([]byte(c.URL))))
 }
 
 // loadCached returns what is kept of a file, nothing if that is not sound.
@@ -70,9 +66,12 @@ func (r *Remote) saveCached(name string, k cached) {
 }
 
 // fetchCached returns a file at the top of the repository, which the server need not send if it is kept here. The error is ErrNotFound
-// if it is not there.
-func (r *Remote) fetchCached(ctx context.Context, path, name string) ([]byte, error) {
-	k := r.loadCached(name)
+// if it is not there. Again says that what is kept is no good.
+func (r *Remote) fetchCached(ctx context.Context, path string, again bool) ([]byte, error) {
+	var k cached
+	if !again {
+		k = r.loadCached(path)
+	}
 	q := request{from: r.c.meta, path: path, header: map[string]string{"Accept-Encoding": "gzip"}}
 	if k.content != nil {
 		if k.ETag != "" {
@@ -95,7 +94,7 @@ func (r *Remote) fetchCached(ctx context.Context, path, name string) ([]byte, er
 		}
 		content, err := r.c.readWhole(resp)
 		if err == nil {
-			r.saveCached(name, cached{ETag: resp.Header.Get("ETag"), LastModified: resp.Header.Get("Last-Modified"), content: content})
+			r.saveCached(path, cached{ETag: resp.Header.Get("ETag"), LastModified: resp.Header.Get("Last-Modified"), content: content})
 			return content, nil
 		}
 		failed++
@@ -134,7 +133,7 @@ func (r *Remote) fetchSummary(ctx context.Context) (*summary.Summary, error) {
 // other: who sees the new one of one and the old one of the other asks again.
 func (r *Remote) signed(ctx context.Context, path string, signatures func(content []byte) []string) ([]byte, error) {
 	for attempt := 0; ; attempt++ {
-		b, err := r.fetchCached(ctx, path, path)
+		b, err := r.fetchCached(ctx, path, attempt > 0)
 		if err != nil || len(r.o.Trust.Summary) == 0 {
 			return b, err
 		}
@@ -159,7 +158,7 @@ func (r *Remote) verifySummary(ctx context.Context, path string, content []byte,
 		}
 	}
 	if errors.Is(err, ostree.ErrNotFound) {
-		return fmt.Errorf("%w: %w", sign.ErrUnsigned, err)
+		return fmt.Errorf("%w: %v", sign.ErrUnsigned, err) // that the file itself is not there is something else
 	}
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/ProtonMail/go-crypto/openpgp/armor"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 
+	"github.com/composefs-boot/composefs-boot/internal/golden"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/sign"
 )
@@ -52,7 +53,7 @@ func verify(v sign.Verifier, data, dictionary []byte) error {
 func TestVector(t *testing.T) {
 	for _, name := range []string{"vec.commit", "summary"} {
 		data, dictionary := read(t, name), read(t, map[string]string{"vec.commit": "vec.commitmeta", "summary": "summary.sig"}[name])
-		g := gpg(t, read(t, "vec.gpg"))
+		g := gpg(t, golden.Read(t, "ostree/vec.gpg"))
 		s, err := sign.Parse(dictionary)
 		if err != nil {
 			t.Fatal(err)
@@ -69,7 +70,7 @@ func TestVector(t *testing.T) {
 
 // Not one bit of the commit and of the signature may change. Some of a key may: those that do not take part.
 func TestBitFlips(t *testing.T) {
-	commit, dictionary, ring := read(t, "vec.commit"), read(t, "vec.commitmeta"), read(t, "vec.gpg")
+	commit, dictionary, ring := read(t, "vec.commit"), read(t, "vec.commitmeta"), golden.Read(t, "ostree/vec.gpg")
 	g := gpg(t, ring)
 	flip := func(b []byte, bit int) []byte {
 		b = bytes.Clone(b)
@@ -438,7 +439,7 @@ func mustEncode(t testing.TB, typ string, x any) gvariant.Value {
 }
 
 func FuzzVerify(f *testing.F) {
-	f.Add(read(f, "vec.commitmeta"), read(f, "vec.gpg"))
+	f.Add(read(f, "vec.commitmeta"), golden.Read(f, "ostree/vec.gpg"))
 	f.Fuzz(func(t *testing.T, dictionary, ring []byte) {
 		s, err := sign.Parse(dictionary)
 		if err != nil {
