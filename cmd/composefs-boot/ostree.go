@@ -24,7 +24,7 @@ was given; or by its checksum, or as many digits of it as no other commit begins
 	c.AddCommand(a.ostreePullLocalCommand(), a.ostreeMountCommand(), a.ostreeDumpCommand(), a.ostreeComputeIDCommand(),
 		a.ostreeInspectCommand(), a.ostreeTagCommand(), a.ostreeUntagCommand(), a.ostreeRemoveCommand(), a.ostreeImagesCommand(),
 		a.ostreeFsckCommand(), a.ostreeDiffCommand(), a.ostreeLogCommand(), a.ostreeListRefsCommand(), a.ostreeRemotePullCommand(),
-		a.ostreeRemoteCommand())
+		a.ostreeRemoteCommand(), a.ostreeApplyDeltaCommand(), a.ostreeStaticDeltaCommand())
 	return c
 }
 
