@@ -27,7 +27,8 @@ func (a *app) ostreeApplyDeltaCommand() *cobra.Command {
 		Long: `Make a commit of a static delta, and its composefs images. PATH is a delta in one file, a superblock with its parts beside it, or the
 directory that they are in. The commit gets the NAME, if one is given. The commit that the delta begins with must be here.
 
-Every object is checked. With --remote or --gpg-key, the commit or the delta must be signed by who is trusted; otherwise nobody is asked.`,
+Every object is checked, and the commit or the delta must be signed by who is trusted: by a remote, or through --gpg-key. Without signatures
+say --no-verify, which trusts whoever has made the file.`,
 		Example: `  composefs-boot --repo r ostree apply-delta --gpg-key key.asc update.delta my-os/stable
   composefs-boot --repo r ostree apply-delta --remote my-os --bootable /media/usb/superblock`,
 		Args: between(1, 2),
@@ -39,14 +40,19 @@ Every object is checked. With --remote or --gpg-key, the commit or the delta mus
 	}
 	trusted := c.Flags().String("remote", "", "trust whom the remote of this `NAME` trusts")
 	keys := c.Flags().StringArray("gpg-key", nil, "trust the GPG keys in this `FILE`")
+	noVerify := c.Flags().Bool("no-verify", false, "take what nobody whom we know has signed")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		o, err := f.options(a)
 		if err != nil {
 			return err
 		}
 		var policy sign.Policy
-		if *trusted != "" || len(*keys) > 0 {
-			if policy, err = a.trust(*trusted, *keys); err != nil {
+		if !*noVerify {
+			policy, err = a.trust(*trusted, *keys)
+			if errors.Is(err, remote.ErrNoKeys) {
+				err = fmt.Errorf("%s: %w: say --gpg-key FILE, --remote NAME, or --no-verify to trust whoever has made it", args[0], err)
+			}
+			if err != nil {
 				return err
 			}
 		}

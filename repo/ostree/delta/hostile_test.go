@@ -288,8 +288,8 @@ func TestHostilePart(t *testing.T) {
 		{"patch that copies more", patch(offtins(0, 6, 0) + "xxxxxx"), "0 and copies 6 bytes where 5 are left"},
 		{"patch of negative size", patch(offtins(-1, 6, 0) + "xxxxxx"), "adds -1"},
 		{"patch of sizes that overflow", patch(offtins(math.MaxInt64, math.MaxInt64, 0) + "xxxxxx"), "where 5 are left"},
-		{"patch that seeks far", patch(strings.Repeat(offtins(0, 0, math.MaxInt64), 3) + good), "the patch seeks"},
-		{"patch that seeks far back", patch(strings.Repeat(offtins(0, 0, -math.MaxInt64), 3) + good), "the patch seeks"},
+		{"patch that seeks far", patch(strings.Repeat(offtins(0, 0, math.MaxInt64), 3) + good), "the patch seeks to"},
+		{"patch that seeks far back", patch(strings.Repeat(offtins(0, 0, -math.MaxInt64), 3) + good), "the patch seeks to"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := craft(t)
@@ -373,6 +373,21 @@ func TestHostileSuperblock(t *testing.T) {
 				t.Errorf("error %v, want one with %q", err, test.want)
 			}
 		})
+	}
+}
+
+// TestOtherCommit has a commit in the superblock that is not the one of the name.
+func TestOtherCommit(t *testing.T) {
+	c := craft(t)
+	b := c.superblock(t)
+	at := bytes.Index(b, c.commit)
+	if at < 0 {
+		t.Fatal("no commit")
+	}
+	b[at+len(c.commit)/2] ^= 1
+	sum := ostree.Checksum(sha256.Sum256(c.commit))
+	if _, err := openAndApply(b, nil); err == nil || !strings.Contains(err.Error(), "commit "+sum.String()+": its checksum is") {
+		t.Errorf("error %v", err)
 	}
 }
 

@@ -50,9 +50,11 @@ func TestDictionaryMoves(t *testing.T) {
 	r := rand.NewChaCha8([32]byte{3})
 	r.Read(in[:1<<20])
 	for n := 1 << 20; n < len(in); {
-		n += copy(in[n:], in[n-1<<20+5:n]) // from nearly as far back as the dictionary reaches, at odd places
+		n += copy(in[n:min(n+3000, len(in))], in[n-1<<20+5:]) // from nearly as far back as the dictionary reaches, at odd places
+		r.Read(in[n:min(n+300, len(in))])                     // what cannot be packed ends chunks at odd places
+		n = min(n+300, len(in))
 	}
-	c := exec.Command("xz", "--lzma2=preset=0,dict=1MiB", "--stdout")
+	c := exec.Command("xz", "--lzma2=preset=0,dict=1MiB,lc=2,lp=2,pb=4", "--stdout")
 	c.Stdin = bytes.NewReader(in)
 	packed, err := c.Output()
 	if err != nil {
@@ -71,5 +73,39 @@ func TestDictionaryMoves(t *testing.T) {
 	}
 	if cap(d.buf) > 1<<20+slide {
 		t.Errorf("a buffer of %d bytes", cap(d.buf))
+	}
+}
+
+// TestDamagedLZMA unpacks what is damaged: into anything, or an error.
+func TestDamagedLZMA(t *testing.T) {
+	in := []byte(strings.Repeat("some words, and some words again; ", 40))
+	c := exec.Command("xz", "--format=raw", "--lzma2=preset=1,dict=4096", "--stdout")
+	c.Stdin = bytes.NewReader(in)
+	packed, err := c.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := 0
+	for at := range packed {
+		for bit := range 8 {
+			b := bytes.Clone(packed)
+			b[at] ^= 1 << bit
+			out, err := io.ReadAll(newLZMA2(bytes.NewReader(b), 4096))
+			if len(out) > 2<<20 {
+				t.Fatalf("%d bytes", len(out))
+			}
+			if err != nil {
+				failed++
+			}
+		}
+	}
+	if failed < len(packed)*6 {
+		t.Errorf("%d of %d damages are found", failed, len(packed)*8)
+	}
+	// A match at the very beginning, and bytes that are stored before there is a dictionary.
+	for _, b := range []string{"\xe0\x00\x00\x00\x05\x00\x00\xff\xff\xff\xfe\xff", "\x02\x00\x00x\x00", "\x80\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00", "\x03\x00\x00x\x00", "\x01\x00\x00x\xa0\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00", ""} {
+		if out, err := io.ReadAll(newLZMA2(strings.NewReader(b), 4096)); err == nil {
+			t.Errorf("%q unpacks to %q", b, out)
+		}
 	}
 }
