@@ -49,8 +49,10 @@ func TestScripts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(ostree, "vec.gpg"), golden.Read(t, "ostree/vec.gpg"), 0o644); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"offline.delta", "vec.gpg"} {
+		if err := os.WriteFile(filepath.Join(ostree, name), golden.Read(t, "ostree/"+name), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	digests := golden.Load(t)
 	kernel := vm.Kernels(t)["6.12"].Image

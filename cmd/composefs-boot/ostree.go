@@ -15,8 +15,8 @@ import (
 func (a *app) ostreeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ostree",
-		Short: "Pull OSTree commits into the repository, look at them",
-		Long: `Pull OSTree commits into the repository, and look at them. A commit is named by the ref by which it was pulled, or another name that it
+		Short: "Pull OSTree commits into the repository, look at them, publish them",
+		Long: `Pull OSTree commits into the repository, look at them, make others and publish them. A commit is named by the ref by which it was pulled, or another name that it
 was given; or by its checksum, or as many digits of it as no other commit begins with.`,
 		Example: `  composefs-boot --repo r ostree pull-local --bootable /ostree/repo my-os/stable
   composefs-boot --repo r ostree images`,
@@ -24,7 +24,8 @@ was given; or by its checksum, or as many digits of it as no other commit begins
 	c.AddCommand(a.ostreePullLocalCommand(), a.ostreeMountCommand(), a.ostreeDumpCommand(), a.ostreeComputeIDCommand(),
 		a.ostreeInspectCommand(), a.ostreeTagCommand(), a.ostreeUntagCommand(), a.ostreeRemoveCommand(), a.ostreeImagesCommand(),
 		a.ostreeFsckCommand(), a.ostreeDiffCommand(), a.ostreeLogCommand(), a.ostreeListRefsCommand(), a.ostreeRemotePullCommand(),
-		a.ostreeRemoteCommand())
+		a.ostreeRemoteCommand(), a.ostreeApplyDeltaCommand(), a.ostreeStaticDeltaCommand(), a.ostreeCommitCommand(),
+		a.ostreeSignCommand(), a.ostreeExportCommand(), a.ostreeSummaryCommand())
 	return c
 }
 

@@ -34,6 +34,15 @@
 // now, is not fetched again. A journal beside the repository tells which objects a pull has brought that did not end; the next one
 // goes on from there. Nothing is named before it is complete and durable.
 //
+// # How others are made
+//
+// [Compose] makes a commit of any tree: the one that ostree commit makes of the same tree and the same description, bit for bit. OSTree
+// holds directories, regular files and symbolic links, with owner, mode and extended attributes, and names in UTF-8. It has no times: they
+// are lost. Files that are alike become one. Extended attributes without a value are left out, since ostree does not see them. Devices,
+// pipes and sockets are an error. [Store] keeps the commit as a pull would. Package publish writes commits into OSTree repositories.
+//
+// # Trust
+//
 // All that comes from a source is untrusted: sizes are limited, names must be names of files, and a checksum that does not fit ends
 // the pull. That a commit is the right one is for the caller to know, by its checksum or its signature.
 package ostree

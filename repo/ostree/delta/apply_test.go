@@ -6,25 +6,23 @@ import (
 )
 
 func TestApply(t *testing.T) {
-	a := vectors(t)
+	l := vectors(t)
+	scratch, _ := ParseName(first)
+	changes, _ := ParseName(first + "-" + second)
 	for _, test := range []struct {
-		name, file, from, to string
+		name string
+		file string
+		is   Name
 	}{
-		{"from nothing", filepath.Join(string(a), "deltas/a0/vwHuuH4Ac3lvfmji7LlUB+6PRDNg0GrAeS8E8eCpQ/superblock"), "", first},
-		{"from a commit", filepath.Join(string(a), "deltas/a0/vwHuuH4Ac3lvfmji7LlUB+6PRDNg0GrAeS8E8eCpQ-KCjlu98_IIKkiPZNryMOTOvAX_PKP5j3RRm9Z6t9R04/superblock"), first, second},
-		{"one file", "testdata/offline.delta", first, second},
-		{"one file without patches", "testdata/offline-nobsdiff.delta", first, second},
+		{"from nothing", filepath.Join(l.Path, scratch.Path(), "superblock"), scratch},
+		{"from a commit", filepath.Join(l.Path, changes.Path(), "superblock"), changes},
+		{"one file", offline(t, "offline.delta"), changes},
+		{"one file without patches", offline(t, "offline-nobsdiff.delta"), changes},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			d := openFile(t, test.file)
-			if d.From != (Checksum{}) != (test.from != "") || d.To != checksum(t, test.to) {
-				t.Fatalf("a delta %s", d.Name)
+			if d := applied(t, l, test.file); d.Name != test.is {
+				t.Errorf("it is delta %s", d.Name)
 			}
-			made, err := apply(d, Store{Part: parts(filepath.Dir(test.file)), Source: a.source})
-			if err != nil {
-				t.Fatal(err)
-			}
-			wantObjects(t, a, made, test.from, test.to)
 		})
 	}
 }

@@ -85,10 +85,10 @@ func (p *patched) next() error {
 	if p.add < 0 || p.copy < 0 || p.add > maxRun || p.copy > maxRun || p.add+p.copy > p.left {
 		return fmt.Errorf("the patch adds %d and copies %d bytes where %d are left", p.add, p.copy, p.left)
 	}
-	// So far away is nothing, and the place cannot overflow: it moves by less than 2^31 bytes between two of these.
+	// So far away is nothing. A seek that overflows ends beyond, too, at the other side.
 	const far = 1 << 61
-	if p.seek > far || p.seek < -far || p.at > far || p.at < -far {
-		return fmt.Errorf("the patch seeks %d bytes from %d", p.seek, p.at)
+	if p.at > far || p.at < -far {
+		return fmt.Errorf("the patch seeks to %d", p.at)
 	}
 	if p.add == 0 && p.copy == 0 {
 		p.at += p.seek

@@ -35,86 +35,48 @@
 //
 // The content of a symbolic link is its target. Objects are made in the order of the part's entry, and parts do not depend on each other.
 //
-// [Open] reads a superblock, [Delta.Apply] makes the objects. A file object is handed over as the stream that its checksum is of: u32
-// size of the header, 4 zero bytes, the header (uuuusa(ayay)) of uid, gid, mode, rdev, target and extended attributes, the content; a
-// metadata object as it is. [Generate] makes a delta.
+// [Open] reads a superblock, [Delta.Apply] makes the objects and gives them to a [Store], [Generate] makes a delta of what is in a
+// repository.
 //
-// Nothing in a delta is trusted. Each object has its checksum or is an error; a part has its checksum and does not make more than it
-// says; what is large lies in a file and streams. A patch is never held in memory, nor is the file that it makes.
+// Nothing in a delta is trusted. The store checks each object against its checksum; a part has its checksum and does not make more than
+// it says; what is large lies in a file and streams. A patch is never held in memory, nor is the file that it makes.
 //
 // The format is that of ostree (ostree-repo-static-delta-private.h).
 package delta
 
 import (
 	"encoding/base64"
-	"encoding/hex"
 	"fmt"
-	"strconv"
 	"strings"
+
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 )
 
-// Checksum is the SHA-256 that names an object, or zero for none.
-type Checksum [32]byte
-
-func (c Checksum) String() string { return hex.EncodeToString(c[:]) }
-
-// Kind says what an object is, by its number in OSTree.
-type Kind byte
-
-// The kinds of objects that a delta can make.
-const (
-	File    Kind = 1
-	DirTree Kind = 2
-	DirMeta Kind = 3
-	Commit  Kind = 4
-)
-
-func (k Kind) String() string {
-	switch k {
-	case File:
-		return "file"
-	case DirTree:
-		return "dirtree"
-	case DirMeta:
-		return "dirmeta"
-	case Commit:
-		return "commit"
-	}
-	return "object of kind " + strconv.Itoa(int(k))
-}
-
-func (k Kind) known() bool { return k >= File && k <= Commit }
-
-// Object names an object.
-type Object struct {
-	Kind     Kind
-	Checksum Checksum
-}
-
-func (o Object) String() string { return o.Kind.String() + " " + o.Checksum.String() }
+// known reports whether objects of this kind can be in a delta.
+func known(k ostree.Kind) bool { return k >= ostree.KindFile && k <= ostree.KindCommit }
 
 // Name names a delta by the commits that it is between. From is zero if it needs none.
-type Name struct{ From, To Checksum }
+type Name struct{ From, To ostree.Checksum }
 
 // String returns the name as users and summaries write it: TO, or FROM-TO, in hex.
 func (n Name) String() string {
-	if n.From == (Checksum{}) {
+	if n.From.IsZero() {
 		return n.To.String()
 	}
 	return n.From.String() + "-" + n.To.String()
 }
 
 // ParseName reads what String writes.
-func ParseName(s string) (Name, error) {
+func ParseName(s string) (n Name, err error) {
 	from, to, two := strings.Cut(s, "-")
 	if !two {
-		from, to = strings.Repeat("0", 64), from
+		from, to = "", from
 	}
-	var n Name
-	for text, sum := range map[string]*Checksum{from: &n.From, to: &n.To} {
-		if k, err := hex.Decode(sum[:], []byte(text[:min(64, len(text))])); err != nil || k != 32 || len(text) != 64 || strings.ToLower(text) != text {
-			return Name{}, fmt.Errorf("delta %.140q: no name of a delta: want TO or FROM-TO, checksums of commits in hex", s)
-		}
+	if n.To, err = ostree.ParseChecksum(to); err == nil && two {
+		n.From, err = ostree.ParseChecksum(from)
+	}
+	if err != nil {
+		return Name{}, fmt.Errorf("delta %.140q: no name of a delta: want TO or FROM-TO, checksums of commits", s)
 	}
 	return n, nil
 }
@@ -125,7 +87,7 @@ var alphabet = base64.NewEncoding("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrs
 // Path returns the directory of the delta in a repository, "deltas/XX/...".
 func (n Name) Path() string {
 	s := alphabet.EncodeToString(n.To[:])
-	if n.From != (Checksum{}) {
+	if !n.From.IsZero() {
 		s = alphabet.EncodeToString(n.From[:]) + "-" + s
 	}
 	return "deltas/" + s[:2] + "/" + s[2:]

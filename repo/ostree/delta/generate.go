@@ -3,41 +3,18 @@ package delta
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
-
-// Repository is where a delta is made. Its functions are called by several goroutines at the same time. What they return is checked.
-type Repository struct {
-	// Metadata returns a metadata object.
-	Metadata func(context.Context, Object) ([]byte, error)
-	// File opens a file object.
-	File func(context.Context, Checksum) (*OpenFile, error)
-	// Stored returns the size of a file object as who fetches it by itself gets it, in bytes.
-	Stored func(context.Context, Checksum) (int64, error)
-	// Temp makes a file that has no name, or loses it by itself.
-	Temp func() (*os.File, error)
-}
-
-// OpenFile is a file object. The content of a symbolic link is empty.
-type OpenFile struct {
-	Header
-	Size    int64
-	Content io.ReadCloser
-}
 
 // Options tell how a delta is made.
 type Options struct {
@@ -55,10 +32,8 @@ type Options struct {
 	Time uint64
 	// CommitMeta is the detached metadata of the target, an a{sv}, or nil.
 	CommitMeta []byte
-	// Metadata is added to that of the superblock, in front: an a{sv}, or no value.
-	Metadata gvariant.Value
-	// Sign returns the signatures of a superblock: an a{sv} by "ostree.sign.TYPE". If it is nil, the superblock is not signed.
-	Sign func(superblock []byte) (gvariant.Value, error)
+	// Sign returns the signatures of a superblock as package sign makes them, an a{sv}. If it is nil, the superblock is not signed.
+	Sign func(superblock []byte) (dictionary []byte, err error)
 }
 
 // The values that ostree has for options, in bytes.
@@ -68,14 +43,17 @@ const (
 	DefaultMaxDiff     = 128_000_000
 )
 
-// Generate makes a delta. The same commits and options always give the same bytes. It hands over the files of the delta by their names
+// maxWorkers limits how many parts are compressed, and how many changes are computed, at the same time: both take memory.
+const maxWorkers = 4
+
+// Generate makes a delta of commits that a source has; it uses the source from several goroutines. The same commits and options always give the same bytes. It hands over the files of the delta by their names
 // in its directory: "0", "1" and so on if parts are not inline, and at last "superblock".
-func Generate(ctx context.Context, from *Repository, opts Options, write func(name string, r io.Reader) error) error {
-	g := &generator{Repository: from, opts: opts}
+func Generate(ctx context.Context, from ostree.Source, opts Options, write func(name string, r io.Reader) error) error {
+	g := &generator{from: from, opts: opts}
 	if opts.MaxPart == 0 {
 		g.opts.MaxPart = DefaultMaxPart
 	}
-	g.slots = make(chan struct{}, min(runtime.GOMAXPROCS(0), maxParts))
+	g.slots = make(chan struct{}, min(runtime.GOMAXPROCS(0), maxWorkers))
 	err := g.run(ctx, write)
 	g.wait.Wait() // for what goes on after an error
 	for _, p := range g.parts {
@@ -91,7 +69,7 @@ func Generate(ctx context.Context, from *Repository, opts Options, write func(na
 
 // generator makes one delta.
 type generator struct {
-	*Repository
+	from      ostree.Source
 	opts      Options
 	fallbacks gvariant.List
 	packer    *packer
@@ -111,24 +89,24 @@ type newFile struct {
 	treeFile
 	size     int64
 	link     bool
-	base     Checksum // what it is described by, zero for nothing
+	base     ostree.Checksum // what it is described by, zero for nothing
 	fallback bool
 }
 
 func (g *generator) run(ctx context.Context, write func(string, io.Reader) error) error {
-	commit, err := g.metadata(ctx, Object{Commit, g.opts.To})
+	commit, err := metadata(ctx, g.from, ostree.ObjectName{Checksum: g.opts.To, Kind: ostree.KindCommit})
 	if err != nil {
 		return err
 	}
-	to, err := readTree(ctx, g.Repository, commit)
+	to, err := readTree(ctx, g.from, commit)
 	if err != nil {
 		return err
 	}
 	base := &tree{}
-	if g.opts.From != (Checksum{}) {
-		b, err := g.metadata(ctx, Object{Commit, g.opts.From})
+	if !g.opts.From.IsZero() {
+		b, err := metadata(ctx, g.from, ostree.ObjectName{Checksum: g.opts.From, Kind: ostree.KindCommit})
 		if err == nil {
-			base, err = readTree(ctx, g.Repository, b)
+			base, err = readTree(ctx, g.from, b)
 		}
 		if err != nil {
 			return err
@@ -138,7 +116,7 @@ func (g *generator) run(ctx context.Context, write func(string, io.Reader) error
 	if err != nil {
 		return err
 	}
-	g.packer = newPacker(g.Temp)
+	g.packer = newPacker()
 	for _, o := range metadata {
 		if err := g.addMetadata(ctx, o); err != nil {
 			return err
@@ -155,33 +133,33 @@ func (g *generator) run(ctx context.Context, write func(string, io.Reader) error
 }
 
 // plan returns the objects to make, in order: files that are described by others in front, so that the rest is near to its likes.
-func (g *generator) plan(ctx context.Context, base, to *tree) ([]Object, []newFile, error) {
-	have := map[Object]bool{}
+func (g *generator) plan(ctx context.Context, base, to *tree) ([]ostree.ObjectName, []newFile, error) {
+	have := map[ostree.ObjectName]bool{}
 	for _, o := range base.metadata {
 		have[o] = true
 	}
 	for _, f := range base.files {
-		have[Object{File, f.sum}] = true
+		have[fileName(f.sum)] = true
 	}
-	metadata := slices.DeleteFunc(slices.Clone(to.metadata), func(o Object) bool { return have[o] })
-	s := newSimilar(g.Repository, base)
+	metadata := slices.DeleteFunc(slices.Clone(to.metadata), func(o ostree.ObjectName) bool { return have[o] })
+	s := newSimilar(g.from, base)
 	var files []newFile
 	for _, f := range to.files {
-		if have[Object{File, f.sum}] {
+		if have[fileName(f.sum)] {
 			continue
 		}
-		open, err := g.file(ctx, f.sum)
+		open, err := openFile(ctx, g.from, f.sum)
 		if err != nil {
 			return nil, nil, err
 		}
-		open.Content.Close()
-		n := newFile{treeFile: f, size: open.Size, link: open.Mode&unix.S_IFMT == unix.S_IFLNK}
+		open.Close()
+		n := newFile{treeFile: f, size: open.Size, link: open.IsSymlink()}
 		if !n.link {
 			sum, size, err := s.find(ctx, f, n.size)
 			if err != nil {
 				return nil, nil, err
 			}
-			if sum != (Checksum{}) && n.size+size <= g.opts.MaxDiff {
+			if !sum.IsZero() && n.size+size <= g.opts.MaxDiff {
 				n.base = sum
 			}
 			n.fallback = g.opts.MinFallback > 0 && n.size > g.opts.MinFallback
@@ -196,50 +174,14 @@ func (f *newFile) rank() int {
 	switch {
 	case f.link:
 		return 2
-	case f.base == Checksum{}:
+	case f.base.IsZero():
 		return 1
 	}
 	return 0
 }
 
-// file opens a file object. The content has its checksum, or reading it fails at the end.
-func (r *Repository) file(ctx context.Context, sum Checksum) (*OpenFile, error) {
-	o := Object{File, sum}
-	f, err := r.File(ctx, sum)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", o, err)
-	}
-	head, err := f.stream()
-	if err != nil {
-		f.Content.Close()
-		return nil, fmt.Errorf("%s: %w", o, err)
-	}
-	c := &checked{ReadCloser: f.Content, object: o, hash: sha256.New()}
-	c.hash.Write(head)
-	f.Content = c
-	return f, nil
-}
-
-// checked compares the checksum of an object at its end.
-type checked struct {
-	io.ReadCloser
-	object Object
-	hash   hash.Hash
-}
-
-func (c *checked) Read(b []byte) (int, error) {
-	n, err := c.ReadCloser.Read(b)
-	c.hash.Write(b[:n])
-	if err == io.EOF {
-		if is := Checksum(c.hash.Sum(nil)); is != c.object.Checksum {
-			err = fmt.Errorf("%s: its checksum is %s", c.object, is)
-		}
-	}
-	return n, err
-}
-
-func (g *generator) addMetadata(ctx context.Context, o Object) error {
-	b, err := g.metadata(ctx, o)
+func (g *generator) addMetadata(ctx context.Context, o ostree.ObjectName) error {
+	b, err := metadata(ctx, g.from, o)
 	if err != nil {
 		return err
 	}
@@ -286,47 +228,58 @@ func (g *generator) addFiles(ctx context.Context, files []newFile) error {
 }
 
 func (g *generator) addFile(ctx context.Context, f newFile, c *change) error {
-	o := Object{File, f.sum}
-	open, err := g.file(ctx, f.sum)
+	o := fileName(f.sum)
+	open, err := openFile(ctx, g.from, f.sum)
 	if err != nil {
 		return err
 	}
-	defer open.Content.Close()
+	defer open.Close()
 	switch {
 	case c != nil: // read before
 		g.room(int64(len(c.literal)))
-		return g.packer.changed(o, open.Header, c)
+		return g.packer.changed(o, &open.FileHeader, c)
 	case f.fallback:
-		return g.addFallback(ctx, o, f.size)
+		return g.addFallback(ctx, o)
 	case f.link:
 		g.room(int64(len(open.Target)))
-		err = g.packer.link(o, open.Header)
+		err = g.packer.link(o, &open.FileHeader)
 	default:
 		g.room(f.size)
-		err = g.packer.file(o, open.Header, open.Content, f.size)
+		err = g.packer.file(o, &open.FileHeader, open, f.size)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", o, err)
+		return fmt.Errorf("object %s: %w", o, err)
 	}
 	// The end is where the checksum is compared.
-	if n, err := io.Copy(io.Discard, open.Content); err != nil || n > 0 {
-		return errors.Join(err, fmt.Errorf("%s: it has other than %d bytes", o, f.size))
+	if n, err := io.Copy(io.Discard, open); err != nil || n > 0 {
+		return errors.Join(err, fmt.Errorf("object %s: it has other than %d bytes", o, f.size))
 	}
 	return nil
 }
 
-func (g *generator) addFallback(ctx context.Context, o Object, size int64) error {
-	stored, err := g.Stored(ctx, o.Checksum)
+// addFallback leaves a file out. What is fetched instead is the object of an archive.
+func (g *generator) addFallback(ctx context.Context, o ostree.ObjectName) error {
+	f, err := g.from.File(ctx, o.Checksum)
 	if err != nil {
-		return fmt.Errorf("%s: %w", o, err)
+		return fmt.Errorf("object %s: %w", o, err)
 	}
-	g.fallbacks = append(g.fallbacks, gvariant.Tuple{byte(o.Kind), o.Checksum[:], uint64(stored), uint64(size)})
+	defer f.Content.Close()
+	head, err := f.EncodeFilez()
+	stored := int64(len(head)) + f.Size
+	if err == nil && f.Deflated {
+		stored, err = io.Copy(io.Discard, f.Content)
+		stored += int64(len(head))
+	}
+	if err != nil {
+		return fmt.Errorf("object %s: %w", o, err)
+	}
+	g.fallbacks = append(g.fallbacks, gvariant.Tuple{byte(o.Kind), o.Checksum[:], uint64(stored), uint64(f.Size)})
 	return nil
 }
 
 // change describes a file by another one.
 type change struct {
-	from    Checksum
+	from    ostree.Checksum
 	size    int64   // of the file, in bytes
 	literal []byte  // the patch, or what pieces write literally
 	pieces  []piece // nil if it is a patch
@@ -334,7 +287,7 @@ type change struct {
 
 // describe describes a file by its base, or returns nil if that has none or is not worth it.
 func (g *generator) describe(ctx context.Context, f newFile) (*change, error) {
-	if f.base == (Checksum{}) {
+	if f.base.IsZero() {
 		return nil, nil
 	}
 	old, err := g.content(ctx, f.base)
@@ -351,7 +304,7 @@ func (g *generator) describe(ctx context.Context, f newFile) (*change, error) {
 	switch {
 	case min(byPieces, byPatch) > len(new)/4*3:
 		return nil, nil
-	case byPieces <= byPatch+byPatch/8: // it is applied faster, and makes a smaller part
+	case byPieces <= byPatch+byPatch/8+64: // it is applied faster, and makes a smaller part
 		c := &change{from: f.base, size: f.size, pieces: list}
 		at := 0
 		for _, p := range list {
@@ -365,17 +318,17 @@ func (g *generator) describe(ctx context.Context, f newFile) (*change, error) {
 	return &change{from: f.base, size: f.size, literal: patch(runs, old, new)}, nil
 }
 
-func (g *generator) content(ctx context.Context, sum Checksum) ([]byte, error) {
-	f, err := g.file(ctx, sum)
+func (g *generator) content(ctx context.Context, sum ostree.Checksum) ([]byte, error) {
+	f, err := openFile(ctx, g.from, sum)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Content.Close()
+	defer f.Close()
 	b := bytes.NewBuffer(make([]byte, 0, min(f.Size, g.opts.MaxDiff)+bytes.MinRead))
-	if n, err := b.ReadFrom(io.LimitReader(f.Content, g.opts.MaxDiff+1)); err != nil {
+	if n, err := b.ReadFrom(io.LimitReader(f, g.opts.MaxDiff+1)); err != nil {
 		return nil, err
 	} else if n != f.Size {
-		return nil, fmt.Errorf("%s: it has other than %d bytes", Object{File, sum}, f.Size)
+		return nil, fmt.Errorf("object %s: it has other than %d bytes", fileName(sum), f.Size)
 	}
 	return b.Bytes(), nil
 }
@@ -390,11 +343,11 @@ func (g *generator) room(n int64) {
 // compress compresses the present part, while the next one is filled.
 func (g *generator) compress() {
 	p, into := g.packer, &pressed{}
-	g.packer = newPacker(g.Temp)
+	g.packer = newPacker()
 	g.parts = append(g.parts, into)
 	g.slots <- struct{}{}
 	g.wait.Go(func() {
-		into.packed, into.err = p.finish(g.Temp)
+		into.packed, into.err = p.finish()
 		<-g.slots
 	})
 }
@@ -419,7 +372,7 @@ func (g *generator) write(commit []byte, write func(string, io.Reader) error) er
 	}
 	r := l.reader()
 	if g.opts.Sign != nil {
-		if r, err = sign(r, g.opts.Sign); err != nil {
+		if r, err = signed(r, g.opts.Sign); err != nil {
 			return err
 		}
 	}
@@ -441,19 +394,6 @@ func (g *generator) superblock(commit []byte, entries gvariant.List) (*layout, e
 		l.frame(start, []int64{end})
 		ends = append(ends, l.size)
 	}
-	if g.opts.Metadata.Type() != "" {
-		n, err := g.opts.Metadata.Len()
-		if err != nil {
-			return nil, err
-		}
-		for i := range n {
-			key, v, err := g.opts.Metadata.Entry(i)
-			if err != nil {
-				return nil, err
-			}
-			entry(key, bytes.NewReader(v.Bytes()), int64(len(v.Bytes())), v.Type())
-		}
-	}
 	entry("ostree.endianness", bytes.NewReader([]byte{byte(LittleEndian)}), 1, "y")
 	if g.opts.Inline {
 		for i, p := range g.parts {
@@ -468,7 +408,7 @@ func (g *generator) superblock(commit []byte, entries gvariant.List) (*layout, e
 	ends = []int64{l.size}
 	l.align8()
 	l.bytes(binary.BigEndian.AppendUint64(nil, g.opts.Time))
-	if g.opts.From != (Checksum{}) {
+	if !g.opts.From.IsZero() {
 		l.bytes(g.opts.From[:])
 	}
 	ends = append(ends, l.size)
@@ -494,16 +434,22 @@ func (g *generator) superblock(commit []byte, entries gvariant.List) (*layout, e
 	return &l, nil
 }
 
-// sign wraps a superblock with its signatures. All of it is in memory: signatures are not made of streams.
-func sign(r io.Reader, sign func([]byte) (gvariant.Value, error)) (io.Reader, error) {
+// signed wraps a superblock with its signatures. All of it is in memory: signatures are not made of streams.
+func signed(r io.Reader, sign func([]byte) ([]byte, error)) (io.Reader, error) {
 	b, err := io.ReadAll(r)
 	if err != nil {
 		return nil, err
 	}
-	signatures, err := sign(b)
+	dictionary, err := sign(b)
 	if err != nil {
 		return nil, fmt.Errorf("signature: %w", err)
 	}
-	v, err := gvariant.Encode("(taya{sv})", gvariant.Tuple{binary.LittleEndian.Uint64([]byte(signedMagic)), b, signatures})
-	return bytes.NewReader(v.Bytes()), err
+	var l layout
+	l.bytes([]byte(signedMagic))
+	l.bytes(b)
+	ends := []int64{l.size}
+	l.align8()
+	l.bytes(dictionary)
+	l.tuple(ends)
+	return l.reader(), nil
 }

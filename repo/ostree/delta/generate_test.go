@@ -12,43 +12,20 @@ import (
 	"testing"
 
 	"github.com/composefs-boot/composefs-boot/internal/vm"
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 )
 
-// repository is the archive as Generate sees it.
-func (a archive) repository() *Repository {
-	return &Repository{
-		Metadata: func(_ context.Context, o Object) ([]byte, error) { return a.stream(o) },
-		File: func(_ context.Context, sum Checksum) (*OpenFile, error) {
-			b, err := a.stream(Object{File, sum})
-			if err != nil {
-				return nil, err
-			}
-			r := bytes.NewReader(b)
-			h, _, err := readHeader(r)
-			return &OpenFile{h, int64(r.Len()), io.NopCloser(r)}, err
-		},
-		Stored: func(_ context.Context, sum Checksum) (int64, error) {
-			info, err := os.Stat(a.path(Object{File, sum}))
-			if err != nil {
-				return 0, err
-			}
-			return info.Size(), nil
-		},
-		Temp: temp,
-	}
-}
-
 // generate makes a delta in a new directory.
-func generate(t testing.TB, a archive, opts Options) string {
+func generate(t testing.TB, l *ostree.Local, opts Options) string {
 	t.Helper()
 	dir := t.TempDir()
-	generateIn(t, a, opts, dir)
+	generateIn(t, l, opts, dir)
 	return dir
 }
 
-func generateIn(t testing.TB, a archive, opts Options, dir string) {
+func generateIn(t testing.TB, l *ostree.Local, opts Options, dir string) {
 	t.Helper()
-	err := Generate(context.Background(), a.repository(), opts, func(name string, r io.Reader) error {
+	err := Generate(context.Background(), l, opts, func(name string, r io.Reader) error {
 		b, err := io.ReadAll(r)
 		return errors.Join(err, os.WriteFile(filepath.Join(dir, name), b, 0o644))
 	})
@@ -58,7 +35,7 @@ func generateIn(t testing.TB, a archive, opts Options, dir string) {
 }
 
 func TestGenerate(t *testing.T) {
-	a := vectors(t)
+	l := vectors(t)
 	one := Name{To: checksum(t, first)}
 	two := Name{From: checksum(t, first), To: checksum(t, second)}
 	for _, test := range []struct {
@@ -74,22 +51,13 @@ func TestGenerate(t *testing.T) {
 		{"to itself", Options{Name: Name{From: one.To, To: one.To}}, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			dir := generate(t, a, test.opts)
-			d := openFile(t, filepath.Join(dir, "superblock"))
+			dir := generate(t, l, test.opts)
+			d := applied(t, l, filepath.Join(dir, "superblock"))
 			if d.Name != test.opts.Name || len(d.Parts) != test.parts || len(d.Fallbacks) > 0 {
-				t.Fatalf("%s with %d parts and %d fallbacks", d.Name, len(d.Parts), len(d.Fallbacks))
+				t.Errorf("%s with %d parts and %d fallbacks", d.Name, len(d.Parts), len(d.Fallbacks))
 			}
-			made, err := apply(d, Store{Part: parts(dir), Source: a.source})
-			if err != nil {
-				t.Fatal(err)
-			}
-			from := ""
-			if d.From != (Checksum{}) {
-				from = d.From.String()
-			}
-			wantObjects(t, a, made, from, d.To.String())
 			b, _ := os.ReadFile(filepath.Join(dir, "superblock"))
-			again, _ := os.ReadFile(filepath.Join(generate(t, a, test.opts), "superblock"))
+			again, _ := os.ReadFile(filepath.Join(generate(t, l, test.opts), "superblock"))
 			if !bytes.Equal(b, again) {
 				t.Error("the second delta differs from the first")
 			}
@@ -98,28 +66,21 @@ func TestGenerate(t *testing.T) {
 }
 
 func TestFallbacks(t *testing.T) {
-	a := vectors(t)
-	dir := generate(t, a, Options{Name: Name{To: checksum(t, first)}, MinFallback: 100_000})
-	d := openFile(t, filepath.Join(dir, "superblock"))
+	l := vectors(t)
+	dir := generate(t, l, Options{Name: Name{To: checksum(t, first)}, MinFallback: 100_000})
+	d := applied(t, l, filepath.Join(dir, "superblock"))
 	if len(d.Fallbacks) == 0 {
 		t.Fatal("no fallbacks")
 	}
-	made, err := apply(d, Store{Part: parts(dir), Source: a.source})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, f := range d.Fallbacks {
-		b, err := a.stream(f.Object)
+		info, err := os.Stat(filepath.Join(l.Path, f.ObjectName.Path(true)))
 		if err != nil {
 			t.Fatal(err)
 		}
-		info, _ := os.Stat(a.path(f.Object))
-		if f.FileSize < 100_000 || f.FileSize > uint64(len(b)) || f.Size != uint64(info.Size()) {
-			t.Errorf("%s: %d bytes, stored in %d", f.Object, f.FileSize, f.Size)
+		if f.FileSize < 100_000 || f.Size != uint64(info.Size()) {
+			t.Errorf("object %s: %d bytes, stored in %d", f.ObjectName, f.FileSize, f.Size)
 		}
-		made[f.Object] = b
 	}
-	wantObjects(t, a, made, "", first)
 }
 
 // TestDiff patches one file into another that is like it in some way.
@@ -163,28 +124,35 @@ func TestDiff(t *testing.T) {
 			if cost := patchCost(runs, test.old, test.new); cost > test.cost {
 				t.Errorf("it costs %d, want at most %d", cost, test.cost)
 			}
-			got, err := io.ReadAll(newPatched(bytes.NewReader(patch(runs, test.old, test.new)), bytes.NewReader(test.old), int64(len(test.old)), int64(len(test.new))))
-			if err != nil || !bytes.Equal(got, test.new) {
-				t.Errorf("the patch makes another file: %v", err)
-			}
-			at := 0
-			for _, p := range pieces(runs, test.old, test.new) {
-				if p.old >= 0 && !bytes.Equal(test.old[p.old:p.old+p.size], test.new[at:at+p.size]) {
-					t.Errorf("piece %+v at %d is another one", p, at)
-				}
-				at += p.size
-			}
-			if at != len(test.new) {
-				t.Errorf("pieces of %d bytes, want %d", at, len(test.new))
-			}
+			describeAndMake(t, test.old, test.new)
 		})
 	}
 }
 
+// describeAndMake describes a file by another, and makes it again in both ways.
+func describeAndMake(t *testing.T, old, new []byte) {
+	t.Helper()
+	runs := diff(old, new)
+	got, err := io.ReadAll(newPatched(bytes.NewReader(patch(runs, old, new)), bytes.NewReader(old), int64(len(old)), int64(len(new))))
+	if err != nil || !bytes.Equal(got, new) {
+		t.Errorf("the patch makes another file: %v", err)
+	}
+	at := 0
+	for _, p := range pieces(runs, old, new) {
+		if p.old >= 0 && !bytes.Equal(old[p.old:p.old+p.size], new[at:at+p.size]) {
+			t.Errorf("piece %+v at %d is another one", p, at)
+		}
+		at += p.size
+	}
+	if at != len(new) {
+		t.Errorf("pieces of %d bytes, want %d", at, len(new))
+	}
+}
+
 func TestIndex(t *testing.T) {
-	a := vectors(t)
+	l := vectors(t)
 	for _, to := range []string{first, second} {
-		b, err := os.ReadFile(filepath.Join(string(a), IndexPath(checksum(t, to))))
+		b, err := os.ReadFile(filepath.Join(l.Path, IndexPath(checksum(t, to))))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -196,7 +164,7 @@ func TestIndex(t *testing.T) {
 			t.Fatalf("%d deltas", len(d))
 		}
 		for name, sum := range d {
-			b, err := os.ReadFile(filepath.Join(string(a), name.Path(), "superblock"))
+			b, err := os.ReadFile(filepath.Join(l.Path, name.Path(), "superblock"))
 			if err != nil || sha256.Sum256(b) != sum {
 				t.Errorf("%s: %s, %v", name, sum, err)
 			}
@@ -209,31 +177,31 @@ func TestIndex(t *testing.T) {
 
 // TestPeer has ostree apply what Generate makes.
 func TestPeer(t *testing.T) {
-	ostree := func(args ...string) {
+	run := func(args ...string) {
 		t.Helper()
 		if out, err := vm.Ostree(t, args...).CombinedOutput(); err != nil {
 			t.Fatalf("ostree %v: %v\n%s", args, err, out)
 		}
 	}
-	a := vectors(t)
+	l := vectors(t)
 	one := Name{To: checksum(t, first)}
 	two := Name{From: checksum(t, first), To: checksum(t, second)}
 	for _, inline := range []bool{false, true} {
 		dir := t.TempDir()
-		ostree("--repo="+dir, "init", "--mode=bare-user")
+		run("--repo="+dir, "init", "--mode=bare-user")
 		for _, name := range []Name{one, two} {
 			opts := Options{Name: name, MaxDiff: DefaultMaxDiff, MaxPart: 150_000, Inline: inline}
-			ostree("--repo="+dir, "static-delta", "apply-offline", filepath.Join(generate(t, a, opts), "superblock"))
+			run("--repo="+dir, "static-delta", "apply-offline", filepath.Join(generate(t, l, opts), "superblock"))
 		}
-		ostree("--repo="+dir, "refs", "--create=first", first)
-		ostree("--repo="+dir, "refs", "--create=second", second)
-		ostree("--repo="+dir, "fsck")
+		run("--repo="+dir, "refs", "--create=first", first)
+		run("--repo="+dir, "refs", "--create=second", second)
+		run("--repo="+dir, "fsck")
 	}
 }
 
 // TestPeerPull has ostree pull from a repository with our deltas.
 func TestPeerPull(t *testing.T) {
-	ostree := func(args ...string) string {
+	run := func(args ...string) string {
 		t.Helper()
 		out, err := vm.Ostree(t, args...).CombinedOutput()
 		if err != nil {
@@ -241,22 +209,87 @@ func TestPeerPull(t *testing.T) {
 		}
 		return string(out)
 	}
-	a := vectors(t)
-	os.RemoveAll(filepath.Join(string(a), "deltas"))
+	l := vectors(t)
+	os.RemoveAll(filepath.Join(l.Path, "deltas"))
 	for _, name := range []Name{{To: checksum(t, first)}, {From: checksum(t, first), To: checksum(t, second)}} {
-		dir := filepath.Join(string(a), name.Path())
+		dir := filepath.Join(l.Path, name.Path())
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		generateIn(t, a, Options{Name: name, MaxDiff: DefaultMaxDiff, MaxPart: 150_000, MinFallback: 150_000}, dir)
-		ostree("--repo="+string(a), "static-delta", "show", name.String())
+		generateIn(t, l, Options{Name: name, MaxDiff: DefaultMaxDiff, MaxPart: 150_000, MinFallback: 150_000}, dir)
+		run("--repo="+l.Path, "static-delta", "show", name.String())
 	}
-	ostree("--repo="+string(a), "summary", "-u")
+	run("--repo="+l.Path, "summary", "-u")
 	dir := t.TempDir()
-	ostree("--repo="+dir, "init", "--mode=bare-user")
-	ostree("--repo="+dir, "remote", "add", "--no-gpg-verify", "origin", "file://"+string(a))
+	run("--repo="+dir, "init", "--mode=bare-user")
+	run("--repo="+dir, "remote", "add", "--no-gpg-verify", "origin", "file://"+l.Path)
 	for _, commit := range []string{first, second} {
-		ostree("--repo="+dir, "pull", "--require-static-deltas", "origin", "vec/x86_64/one@"+commit)
+		run("--repo="+dir, "pull", "--require-static-deltas", "origin", "vec/x86_64/one@"+commit)
 	}
-	ostree("--repo="+dir, "fsck")
+	run("--repo="+dir, "fsck")
+}
+
+// TestSave makes a delta in a repository twice, and removes it.
+func TestSave(t *testing.T) {
+	l := vectors(t)
+	root, err := os.OpenRoot(l.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	name := Name{From: checksum(t, first), To: checksum(t, second)}
+	for _, max := range []int64{DefaultMaxPart, 20_000} {
+		if err := Save(context.Background(), root, l, Options{Name: name, MaxPart: max}); err != nil {
+			t.Fatal(err)
+		}
+		d := applied(t, l, filepath.Join(l.Path, name.Path()))
+		if several := max < DefaultMaxPart; several != (len(d.Parts) > 1) {
+			t.Errorf("%d parts", len(d.Parts))
+		}
+	}
+	scratch := Name{To: checksum(t, first)}
+	if names, err := List(root); err != nil || len(names) != 2 || names[0] != scratch || names[1] != name {
+		t.Errorf("deltas %v, %v", names, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(l.Path, "tmp", "static-delta-*")); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+	if err := Remove(root, name); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(root, name); !errors.Is(err, ostree.ErrNotFound) {
+		t.Errorf("removed again: %v", err)
+	}
+	if names, err := List(root); err != nil || len(names) != 1 {
+		t.Errorf("deltas %v, %v", names, err)
+	}
+}
+
+// TestDamagedSource makes no delta of objects that are not what they are called.
+func TestDamagedSource(t *testing.T) {
+	l := vectors(t)
+	n := 0
+	for o := range objects(t, l, checksum(t, first)) {
+		path := filepath.Join(l.Path, o.Path(true))
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n++; n%10 > 0 {
+			continue
+		}
+		flipped := bytes.Clone(b)
+		flipped[len(b)-1] ^= 1
+		os.Chmod(path, 0o644)
+		if err := os.WriteFile(path, flipped, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		err = Generate(context.Background(), l, Options{Name: Name{To: checksum(t, first)}}, func(string, io.Reader) error { return nil })
+		if err == nil {
+			t.Errorf("object %s is damaged, and no error", o)
+		}
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -1,69 +1,52 @@
 package delta
 
 import (
+	"bytes"
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"io"
 	"math/bits"
 
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
-// maxHeader limits the header of a file object, in bytes: extended attributes have 64 KiB each.
-const maxHeader = 16 << 20
+const (
+	headerType   = "(uuuusa(ayay))" // of a file object: uid, gid, mode, 0, target, extended attributes
+	headerPrefix = 8                // bytes before it: its size, zeros
+)
 
-// Header is that of a file object.
-type Header struct {
-	UID, GID, Mode uint32
-	Target         string         // of a symbolic link
-	Xattrs         gvariant.Value // a(ayay)
-}
-
-// stream returns what the stream of the object begins with, in front of the content.
-func (h Header) stream() ([]byte, error) {
-	be := bits.ReverseBytes32 // gvariant writes little endian
-	v, err := gvariant.Encode("(uuuusa(ayay))", gvariant.Tuple{be(h.UID), be(h.GID), be(h.Mode), uint32(0), h.Target, h.Xattrs})
+// makeHeader makes the header of a file object out of a mode and extended attributes, as they are in the tables of a part.
+func makeHeader(owner gvariant.Value, target string, xattrs gvariant.Value) (*ostree.FileHeader, error) {
+	members := gvariant.Tuple{nil, nil, nil, uint32(0), target, xattrs}
+	for i := range 3 {
+		v, err := owner.At(i)
+		if err != nil {
+			return nil, err
+		}
+		members[i] = v // big endian in both
+	}
+	v, err := gvariant.Encode(headerType, members)
 	if err != nil {
 		return nil, err
 	}
-	b := binary.BigEndian.AppendUint32(nil, uint32(len(v.Bytes())))
-	return append(append(b, 0, 0, 0, 0), v.Bytes()...), nil
+	b := make([]byte, headerPrefix, headerPrefix+len(v.Bytes()))
+	binary.BigEndian.PutUint32(b, uint32(len(v.Bytes())))
+	return ostree.ReadFileHeader(bytes.NewReader(append(b, v.Bytes()...)))
 }
 
-// readHeader reads what stream writes, and returns its size.
-func readHeader(r io.Reader) (h Header, size int64, err error) {
-	var head [8]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return h, 0, unexpected(err)
-	}
-	n := binary.BigEndian.Uint32(head[:])
-	if n > maxHeader {
-		return h, 0, fmt.Errorf("%w: a header of %d bytes", errTooLarge, n)
-	}
-	b := make([]byte, n)
-	if _, err := io.ReadFull(r, b); err != nil {
-		return h, 0, unexpected(err)
-	}
-	v, err := gvariant.New("(uuuusa(ayay))", b)
+// splitHeader is the inverse of makeHeader.
+func splitHeader(h *ostree.FileHeader) (owner, xattrs gvariant.Value, err error) {
+	b, err := h.Encode()
 	if err != nil {
-		return h, 0, err
+		return owner, xattrs, err
 	}
-	for i, n := range []*uint32{&h.UID, &h.GID, &h.Mode} {
-		m, err := v.At(i)
-		if err == nil {
-			*n, err = m.BigUint32()
-		}
-		if err != nil {
-			return h, 0, err
-		}
+	v, err := gvariant.New(headerType, b[headerPrefix:])
+	if err != nil {
+		return owner, xattrs, err
 	}
-	target, err1 := v.At(4)
-	xattrs, err2 := v.At(5)
-	if err := errors.Join(err1, err2); err != nil {
-		return h, 0, err
+	if xattrs, err = v.At(5); err != nil {
+		return owner, xattrs, err
 	}
-	h.Xattrs = xattrs
-	h.Target, err = target.String()
-	return h, int64(len(head)) + int64(n), err
+	be := bits.ReverseBytes32
+	owner, err = gvariant.Encode("(uuu)", gvariant.Tuple{be(h.UID), be(h.GID), be(h.Mode)})
+	return owner, xattrs, err
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
@@ -13,7 +14,7 @@ import (
 const DigestsKey = "ostree.static-deltas"
 
 // Digests are SHA-256 of the superblock files of deltas.
-type Digests map[Name]Checksum
+type Digests map[Name]ostree.Checksum
 
 // Encode returns the digests as an a{sv}, sorted by name: "FROM-TO" or "TO" has an ay.
 func (d Digests) Encode() (gvariant.Value, error) {
@@ -41,13 +42,13 @@ func ParseDigests(v gvariant.Value) (Digests, error) {
 			return nil, fmt.Errorf("%s: %w", DigestsKey, err)
 		}
 		name, err := ParseName(key)
-		if err == nil && (sum.Type() != "ay" || len(sum.Bytes()) != len(Checksum{})) {
+		if err == nil && (sum.Type() != "ay" || len(sum.Bytes()) != len(ostree.Checksum{})) {
 			err = fmt.Errorf("delta %s: a digest %s of %d bytes", name, sum.Type(), len(sum.Bytes()))
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", DigestsKey, err)
 		}
-		d[name] = Checksum(sum.Bytes())
+		d[name] = ostree.Checksum(sum.Bytes())
 	}
 	return d, nil
 }
@@ -63,7 +64,7 @@ func (d Digests) Names() []Name {
 }
 
 // IndexPath returns where a repository tells of the deltas that lead to a commit.
-func IndexPath(to Checksum) string {
+func IndexPath(to ostree.Checksum) string {
 	s := alphabet.EncodeToString(to[:])
 	return "delta-indexes/" + s[:2] + "/" + s[2:] + ".index"
 }

@@ -2,13 +2,13 @@ package delta
 
 import (
 	"bufio"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 
-	"golang.org/x/sys/unix"
+	"github.com/composefs-boot/composefs-boot/repo/fstree"
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
+	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
 // The operations of a part, see the comment of the package.
@@ -22,50 +22,37 @@ const (
 	opClose       = 'c'
 )
 
-const (
-	maxTarget = 4096    // of a symbolic link, in bytes
-	maxFile   = 1 << 60 // bytes: sums of them do not overflow
-)
-
-// Content is the content of a file object. It is closed when it is not needed any more.
-type Content interface {
-	io.ReaderAt
-	io.Closer
-	Size() int64
-}
+// maxFile limits a file, in bytes, so that sums of sizes do not overflow.
+const maxFile = 1 << 60
 
 // machine runs the operations of a part as its objects are read, one after the other: next, and then Read until io.EOF. An object that
 // is not read to its end is passed over, and needs no sources.
 type machine struct {
 	part    *payload
-	objects []Object
-	source  func(Checksum) (Content, error)
+	objects []ostree.ObjectName
+	source  func(ostree.Checksum) (*source, error)
 	left    uint64 // what the objects still to come can make, in bytes
-	counts  map[byte]int
+	counts  Operations
 
-	ops  *bufio.Reader
-	made int // objects that next has returned
-
-	object Object
-	size   int64     // of the object as a stream
-	header []byte    // left of it
+	ops    *bufio.Reader
+	made   int // objects that next has returned
+	object ostree.ObjectName
 	piece  io.Reader // left of the present operation, or nil
 	inside bool      // between open and close
 	file   uint64    // left of the file to make
-	sum    hash.Hash
 
-	from   Checksum // the source, zero if none is set
-	opened Content  // the source, if it was needed
+	from   ostree.Checksum // the source, zero if none is set
+	opened *source         // the source, if it was needed
 }
 
-func newMachine(p *payload, entry *Part, source func(Checksum) (Content, error)) *machine {
-	return &machine{part: p, objects: entry.Objects, source: source, left: entry.Makes, counts: map[byte]int{}, ops: bufio.NewReader(p.ops)}
+func newMachine(p *payload, entry *Part, open func(ostree.Checksum) (*source, error)) *machine {
+	return &machine{part: p, objects: entry.Objects, source: open, left: entry.Makes, ops: bufio.NewReader(p.ops)}
 }
 
 // Close gives back the source.
-func (m *machine) Close() error { return m.setSource(Checksum{}) }
+func (m *machine) Close() error { return m.setSource(ostree.Checksum{}) }
 
-func (m *machine) setSource(sum Checksum) (err error) {
+func (m *machine) setSource(sum ostree.Checksum) (err error) {
 	if m.opened != nil {
 		err = m.opened.Close()
 	}
@@ -73,56 +60,57 @@ func (m *machine) setSource(sum Checksum) (err error) {
 	return err
 }
 
-// next goes to the next object. At the end it returns io.EOF.
-func (m *machine) next() (o Object, size int64, err error) {
+// next goes to the next object. Header is nil for metadata, whose size is that of what there is to read. At the end it returns io.EOF.
+func (m *machine) next() (o ostree.ObjectName, header *ostree.FileHeader, err error) {
 	for m.inside {
 		if _, err := m.step(false); err != nil {
-			return o, 0, m.fail(err)
+			return o, nil, m.fail(err)
 		}
 	}
-	m.piece, m.header = nil, nil
+	m.piece = nil
 	for {
 		op, err := m.ops.ReadByte()
 		if err == io.EOF {
 			if m.made < len(m.objects) {
-				return o, 0, fmt.Errorf("the operations end before %s", m.objects[m.made])
+				return o, nil, fmt.Errorf("the operations end before object %s", m.objects[m.made])
 			}
-			return o, 0, io.EOF
+			return o, nil, io.EOF
 		}
 		if err != nil {
-			return o, 0, err
+			return o, nil, err
 		}
-		m.counts[op]++
+		m.counts.add(op)
 		switch op {
 		case opSplice, opOpen:
 			if m.made == len(m.objects) {
-				return o, 0, fmt.Errorf("more objects are made than the %d that were said", m.made)
+				return o, nil, fmt.Errorf("more objects are made than the %d that were said", m.made)
 			}
 			m.object = m.objects[m.made]
 			m.made++
-			m.sum = sha256.New()
-			if err := m.open(op); err != nil {
-				return o, 0, m.fail(err)
+			if header, err = m.open(op); err != nil {
+				return o, nil, m.fail(err)
 			}
-			return m.object, m.size, nil
+			return m.object, header, nil
 		case opSetSource, opUnsetSource:
 			if err := m.changeSource(op); err != nil {
-				return o, 0, m.after(err)
+				return o, nil, m.after(err)
 			}
 		default:
-			return o, 0, m.after(fmt.Errorf("operation %q without an open object", op))
+			return o, nil, m.after(fmt.Errorf("operation %q without an open object", op))
 		}
 	}
 }
 
-func (m *machine) fail(err error) error { return fmt.Errorf("%s: %w", m.object, unexpected(err)) }
+func (m *machine) fail(err error) error {
+	return fmt.Errorf("object %s: %w", m.object, unexpected(err))
+}
 
 // after names the place of an error between objects.
 func (m *machine) after(err error) error {
 	if m.made == 0 {
 		return unexpected(err)
 	}
-	return fmt.Errorf("behind %s: %w", m.object, unexpected(err))
+	return fmt.Errorf("behind object %s: %w", m.object, unexpected(err))
 }
 
 // numbers reads the operands of an operation.
@@ -137,106 +125,101 @@ func (m *machine) numbers(n ...*uint64) error {
 }
 
 // open begins an object: by splice, of which the data are in the blob, or by open.
-func (m *machine) open(op byte) (err error) {
-	var mode, xattrs, size, offset uint64
-	switch {
-	case m.object.Kind != File && op == opOpen:
-		return errors.New("opened as a file")
-	case m.object.Kind != File:
-		if err = m.numbers(&size, &offset); err != nil {
-			return err
-		}
-		if size > maxMetadata {
-			return fmt.Errorf("%w: %d bytes, at most %d are metadata", errTooLarge, size, maxMetadata)
-		}
-	case op == opOpen:
-		err = m.numbers(&mode, &xattrs, &size)
-	default:
-		err = m.numbers(&mode, &xattrs, &size, &offset)
+func (m *machine) open(op byte) (*ostree.FileHeader, error) {
+	if m.object.Kind != ostree.KindFile {
+		return nil, m.openMetadata(op)
 	}
-	if err != nil {
-		return err
+	var mode, xattrs, size, offset uint64
+	operands := []*uint64{&mode, &xattrs, &size, &offset}
+	if op == opOpen {
+		operands = operands[:3]
+	}
+	if err := m.numbers(operands...); err != nil {
+		return nil, err
 	}
 	if size > maxFile {
-		return fmt.Errorf("%w: %d bytes", errTooLarge, size)
+		return nil, fmt.Errorf("%w: %d bytes", errTooLarge, size)
 	}
-	link := false
-	if op == opSplice {
-		if m.piece, err = m.part.fromBlob(offset, size); err != nil {
-			return err
-		}
-	}
-	if m.object.Kind == File {
-		if link, err = m.openFile(mode, xattrs, size); err != nil {
-			return err
-		}
-		if link && op == opOpen {
-			return errors.New("a symbolic link made as a file is")
-		}
-	}
-	if !link {
-		if size > m.left {
-			return fmt.Errorf("%d bytes are more than what the part says that it makes", size)
-		}
-		m.left -= size
-	}
-	m.size = int64(len(m.header))
-	if !link {
-		m.size += int64(size)
-	}
-	m.inside, m.file = op == opOpen, size
-	return nil
-}
-
-// openFile makes the header of a file object. The content of a symbolic link is in the header.
-func (m *machine) openFile(mode, xattrs, size uint64) (link bool, err error) {
-	// A number out of range is not found in the dictionary.
+	// A number out of range is not found in the table.
 	owner, err := m.part.modes.At(int(min(mode, 1<<31)))
 	if err != nil {
-		return false, fmt.Errorf("mode: %w", err)
+		return nil, fmt.Errorf("mode: %w", err)
 	}
 	attributes, err := m.part.xattrs.At(int(min(xattrs, 1<<31)))
 	if err != nil {
-		return false, fmt.Errorf("extended attributes: %w", err)
+		return nil, fmt.Errorf("extended attributes: %w", err)
 	}
-	h := Header{Xattrs: attributes}
-	for i, n := range []*uint32{&h.UID, &h.GID, &h.Mode} {
-		v, err := owner.At(i)
-		if err == nil {
-			*n, err = v.BigUint32()
+	if op == opSplice {
+		if m.piece, err = m.part.fromBlob(offset, size); err != nil {
+			return nil, err
 		}
-		if err != nil {
-			return false, err
+		if isLink(owner) {
+			return m.link(owner, attributes, size)
 		}
 	}
-	switch h.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-	case unix.S_IFLNK:
-		if size > maxTarget || m.piece == nil {
-			return true, fmt.Errorf("a symbolic link of %d bytes: at most %d, spliced", size, maxTarget)
-		}
-		target := make([]byte, size)
-		if _, err := io.ReadFull(m.piece, target); err != nil {
-			return true, err
-		}
-		h.Target, link, m.piece = string(target), true, nil
-	default:
-		return false, fmt.Errorf("mode %o: neither a file nor a symbolic link", h.Mode)
+	h, err := makeHeader(owner, "", attributes)
+	if err != nil {
+		return nil, err
 	}
-	m.header, err = h.stream()
-	return link, err
+	h.Size = int64(size)
+	m.inside, m.file = op == opOpen, size
+	return h, m.take(size)
 }
 
-// Read reads the object as the stream that its checksum is of, and compares that at the end.
-func (m *machine) Read(b []byte) (n int, err error) {
-	if len(b) == 0 {
-		return 0, nil
+func (m *machine) openMetadata(op byte) error {
+	if op == opOpen {
+		return errors.New("metadata opened as a file is")
 	}
-	for n == 0 {
+	var size, offset uint64
+	err := m.numbers(&size, &offset)
+	if err != nil {
+		return err
+	}
+	if size > maxMetadata {
+		return fmt.Errorf("%w: %d bytes, at most %d are metadata", errTooLarge, size, maxMetadata)
+	}
+	if m.piece, err = m.part.fromBlob(offset, size); err != nil {
+		return err
+	}
+	return m.take(size)
+}
+
+// take counts what an object makes against what the part says.
+func (m *machine) take(size uint64) error {
+	if size > m.left {
+		return fmt.Errorf("its %d bytes are more than what the part says that it makes", size)
+	}
+	m.left -= size
+	return nil
+}
+
+// isLink tells whether the mode in an entry of the table is that of a symbolic link.
+func isLink(owner gvariant.Value) bool {
+	mode, err := owner.At(2)
+	if err != nil {
+		return false
+	}
+	n, err := mode.BigUint32()
+	return err == nil && n&fstree.TypeMask == fstree.TypeSymlink
+}
+
+// link makes the header of a symbolic link, whose target is in the blob.
+func (m *machine) link(owner, xattrs gvariant.Value, size uint64) (*ostree.FileHeader, error) {
+	if size > fstree.MaxSymlink {
+		return nil, fmt.Errorf("a symbolic link with a target of %d bytes: at most %d are possible", size, fstree.MaxSymlink)
+	}
+	target := make([]byte, size)
+	if _, err := io.ReadFull(m.piece, target); err != nil {
+		return nil, err
+	}
+	m.piece = nil
+	return makeHeader(owner, string(target), xattrs)
+}
+
+// Read reads the content of the object.
+func (m *machine) Read(b []byte) (n int, err error) {
+	for n == 0 && len(b) > 0 {
 		switch {
-		case len(m.header) > 0:
-			n = copy(b, m.header)
-			m.header = m.header[n:]
 		case m.piece != nil:
 			n, err = m.piece.Read(b)
 			if err == io.EOF {
@@ -245,16 +228,12 @@ func (m *machine) Read(b []byte) (n int, err error) {
 		case m.inside:
 			m.piece, err = m.step(true)
 		default:
-			if is := Checksum(m.sum.Sum(nil)); is != m.object.Checksum {
-				return 0, m.fail(fmt.Errorf("what is made has the checksum %s", is))
-			}
 			return 0, io.EOF
 		}
 		if err != nil {
-			return 0, m.fail(err)
+			return n, m.fail(err)
 		}
 	}
-	m.sum.Write(b[:n])
 	return n, nil
 }
 
@@ -264,7 +243,7 @@ func (m *machine) step(run bool) (io.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.counts[op]++
+	m.counts.add(op)
 	switch op {
 	case opWrite:
 		var size, offset uint64
@@ -285,7 +264,7 @@ func (m *machine) step(run bool) (io.Reader, error) {
 		if m.file > 0 {
 			return nil, fmt.Errorf("closed %d bytes too early", m.file)
 		}
-		return nil, m.setSource(Checksum{})
+		return nil, m.setSource(ostree.Checksum{})
 	}
 	return nil, fmt.Errorf("operation %q inside of an object", op)
 }
@@ -295,7 +274,7 @@ func (m *machine) write(size, offset uint64, run bool) (io.Reader, error) {
 		return nil, fmt.Errorf("%d bytes written where %d are left", size, m.file)
 	}
 	m.file -= size
-	if m.from == (Checksum{}) {
+	if m.from.IsZero() {
 		return m.part.fromBlob(offset, size)
 	}
 	if !run {
@@ -304,7 +283,7 @@ func (m *machine) write(size, offset uint64, run bool) (io.Reader, error) {
 	if err := m.openSource(); err != nil {
 		return nil, err
 	}
-	all := uint64(m.opened.Size())
+	all := uint64(m.opened.size)
 	if offset > all || size > all-offset {
 		return nil, fmt.Errorf("%d bytes from %d of the source %s, which has %d", size, offset, m.from, all)
 	}
@@ -312,7 +291,7 @@ func (m *machine) write(size, offset uint64, run bool) (io.Reader, error) {
 }
 
 func (m *machine) patch(size, offset uint64, run bool) (io.Reader, error) {
-	if m.from == (Checksum{}) {
+	if m.from.IsZero() {
 		return nil, errors.New("a patch without a source")
 	}
 	patch, err := m.part.fromBlob(offset, size)
@@ -327,12 +306,12 @@ func (m *machine) patch(size, offset uint64, run bool) (io.Reader, error) {
 	if err := m.openSource(); err != nil {
 		return nil, err
 	}
-	return newPatched(bufio.NewReader(patch), m.opened, m.opened.Size(), left), nil
+	return newPatched(bufio.NewReader(patch), m.opened, m.opened.size, left), nil
 }
 
 // changeSource sets or unsets the source. It is opened when something is read from it.
 func (m *machine) changeSource(op byte) error {
-	var sum Checksum
+	var sum ostree.Checksum
 	if op == opSetSource {
 		var offset uint64
 		err := m.numbers(&offset)
@@ -350,10 +329,10 @@ func (m *machine) openSource() error {
 	if m.opened != nil {
 		return nil
 	}
-	c, err := m.source(m.from)
+	s, err := m.source(m.from)
 	if err != nil {
 		return fmt.Errorf("source %s: %w", m.from, err)
 	}
-	m.opened = c
+	m.opened = s
 	return nil
 }

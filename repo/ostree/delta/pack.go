@@ -5,11 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
-	"math/bits"
-	"os"
 
 	"github.com/ulikunitz/xz"
 
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
@@ -48,7 +47,7 @@ func (t *table) number(v gvariant.Value) uint64 {
 	return n
 }
 
-func newPacker(temp func() (*os.File, error)) *packer { return &packer{blob: &spool{temp: temp}} }
+func newPacker() *packer { return &packer{blob: &spool{}} }
 
 // size returns about how large the part is by now, decompressed, in bytes.
 func (p *packer) size() int64 {
@@ -63,13 +62,13 @@ func (p *packer) op(code byte, operands ...uint64) {
 }
 
 // object begins an object, which makes this number of bytes.
-func (p *packer) object(o Object, size int64) {
+func (p *packer) object(o ostree.ObjectName, size int64) {
 	p.objects = append(append(p.objects, byte(o.Kind)), o.Checksum[:]...)
 	p.makes += uint64(size)
 }
 
 // metadata adds a metadata object.
-func (p *packer) metadata(o Object, b []byte) error {
+func (p *packer) metadata(o ostree.ObjectName, b []byte) error {
 	p.object(o, int64(len(b)))
 	p.op(opSplice, uint64(len(b)), uint64(p.blob.size))
 	_, err := p.blob.Write(b)
@@ -77,17 +76,16 @@ func (p *packer) metadata(o Object, b []byte) error {
 }
 
 // owner returns the numbers of mode and extended attributes.
-func (p *packer) owner(h Header) (mode, xattrs uint64, err error) {
-	be := bits.ReverseBytes32
-	v, err := gvariant.Encode("(uuu)", gvariant.Tuple{be(h.UID), be(h.GID), be(h.Mode)})
+func (p *packer) owner(h *ostree.FileHeader) (mode, xattrs uint64, err error) {
+	owner, attributes, err := splitHeader(h)
 	if err != nil {
 		return 0, 0, err
 	}
-	return p.modes.number(v), p.xattrs.number(h.Xattrs), nil
+	return p.modes.number(owner), p.xattrs.number(attributes), nil
 }
 
 // link adds a symbolic link.
-func (p *packer) link(o Object, h Header) error {
+func (p *packer) link(o ostree.ObjectName, h *ostree.FileHeader) error {
 	mode, xattrs, err := p.owner(h)
 	if err != nil {
 		return err
@@ -99,7 +97,7 @@ func (p *packer) link(o Object, h Header) error {
 }
 
 // file adds a file with its content.
-func (p *packer) file(o Object, h Header, content io.Reader, size int64) error {
+func (p *packer) file(o ostree.ObjectName, h *ostree.FileHeader, content io.Reader, size int64) error {
 	mode, xattrs, err := p.owner(h)
 	if err != nil {
 		return err
@@ -114,7 +112,7 @@ func (p *packer) file(o Object, h Header, content io.Reader, size int64) error {
 }
 
 // changed adds a file that is described by another one.
-func (p *packer) changed(o Object, h Header, c *change) error {
+func (p *packer) changed(o ostree.ObjectName, h *ostree.FileHeader, c *change) error {
 	mode, xattrs, err := p.owner(h)
 	if err != nil {
 		return err
@@ -164,8 +162,24 @@ type packed struct {
 }
 
 // finish compresses the part.
-func (p *packer) finish(temp func() (*os.File, error)) (*packed, error) {
+func (p *packer) finish() (*packed, error) {
 	defer p.blob.Close()
+	l, err := p.payload()
+	if err != nil {
+		return nil, err
+	}
+	out := &spool{}
+	sum := sha256.New()
+	w := io.MultiWriter(out, sum)
+	if err := compress(w, l.reader()); err != nil {
+		out.Close()
+		return nil, err
+	}
+	return &packed{gvariant.Tuple{uint32(0), sum.Sum(nil), uint64(out.size), p.makes, p.objects}, out}, nil
+}
+
+// payload puts together what is compressed.
+func (p *packer) payload() (*layout, error) {
 	modes, err := gvariant.Encode("a(uuu)", p.modes.list)
 	if err != nil {
 		return nil, err
@@ -183,15 +197,7 @@ func (p *packer) finish(temp func() (*os.File, error)) (*packed, error) {
 	ends = append(ends, l.size)
 	l.bytes(p.ops)
 	l.tuple(ends)
-
-	out := &spool{temp: temp}
-	sum := sha256.New()
-	w := io.MultiWriter(out, sum)
-	if err := compress(w, l.reader()); err != nil {
-		out.Close()
-		return nil, err
-	}
-	return &packed{gvariant.Tuple{uint32(0), sum.Sum(nil), uint64(out.size), p.makes, p.objects}, out}, nil
+	return &l, nil
 }
 
 func compress(w io.Writer, r io.Reader) error {

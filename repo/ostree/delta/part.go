@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
@@ -24,11 +24,11 @@ type payload struct {
 }
 
 // loadPart reads a part to its end.
-func (p *Part) loadPart(r io.Reader, temp func() (*os.File, error)) (*payload, error) {
+func (p *Part) loadPart(r io.Reader) (*payload, error) {
 	sum := sha256.New()
 	limited := &io.LimitedReader{R: r, N: int64(min(p.Size, 1<<62))}
 	in := bufio.NewReaderSize(io.TeeReader(limited, sum), 64<<10)
-	s := &spool{temp: temp}
+	s := &spool{}
 	err := decompress(s, in, p.maxPayload())
 	// A wrong checksum explains all other errors.
 	if _, rest := io.Copy(io.Discard, in); rest != nil {
@@ -37,7 +37,7 @@ func (p *Part) loadPart(r io.Reader, temp func() (*os.File, error)) (*payload, e
 		err = fmt.Errorf("it has %d bytes, want %d", p.Size-uint64(limited.N), p.Size)
 	} else if n, _ := r.Read(make([]byte, 1)); n > 0 {
 		err = fmt.Errorf("it has more than %d bytes", p.Size)
-	} else if is := Checksum(sum.Sum(nil)); is != p.Checksum {
+	} else if is := ostree.Checksum(sum.Sum(nil)); is != p.Checksum {
 		err = fmt.Errorf("its checksum is %s, want %s", is, p.Checksum)
 	}
 	if err != nil {
@@ -124,8 +124,8 @@ func (p *payload) fromBlob(offset, size uint64) (io.Reader, error) {
 	return io.NewSectionReader(p.blob, int64(offset), int64(size)), nil
 }
 
-func (p *payload) checksumAt(offset uint64) (Checksum, error) {
-	var sum Checksum
+func (p *payload) checksumAt(offset uint64) (ostree.Checksum, error) {
+	var sum ostree.Checksum
 	r, err := p.fromBlob(offset, uint64(len(sum)))
 	if err == nil {
 		_, err = io.ReadFull(r, sum[:])

@@ -9,9 +9,8 @@ import (
 // maxInMemory is what a spool holds in memory, in bytes.
 const maxInMemory = 4 << 20
 
-// spool keeps what is written to it, in memory or, if that is more, in a file.
+// spool keeps what is written to it, in memory or, if that is more, in a file without a name.
 type spool struct {
-	temp func() (*os.File, error)
 	mem  []byte
 	file *os.File
 	size int64
@@ -24,7 +23,7 @@ func (s *spool) Write(b []byte) (int, error) {
 		return len(b), nil
 	}
 	if s.file == nil {
-		f, err := s.temp()
+		f, err := temporary()
 		if err != nil {
 			return 0, err
 		}
@@ -52,4 +51,21 @@ func (s *spool) Close() error {
 		return nil
 	}
 	return s.file.Close()
+}
+
+// temporary makes a file that has no name. It lies in TMPDIR or in /var/tmp, since /tmp may be in memory.
+func temporary() (*os.File, error) {
+	dir := os.Getenv("TMPDIR")
+	if dir == "" {
+		dir = "/var/tmp"
+	}
+	f, err := os.CreateTemp(dir, "composefs-boot-delta-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }

@@ -11,12 +11,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
 
 const (
-	// maxMetadata limits a commit, and what a superblock has beside its parts, in bytes. It is also ostree's limit.
-	maxMetadata = 128 << 20
+	// maxMetadata limits a commit, and what a superblock has beside its parts, in bytes.
+	maxMetadata = ostree.MaxMetadata
 	signedMagic = "OSTSGNDT"
 	objectSize  = 1 + 32
 )
@@ -30,18 +31,18 @@ type Delta struct {
 	Parts      []Part
 	Fallbacks  []Fallback
 	Order      ByteOrder
-	// Signed has the bytes that were signed, and Signatures an a{sv} of all signatures by "ostree.sign.TYPE". Signed is nil if there
-	// are none. Who wants them right compares them: nothing here does.
+	// Signed has the bytes that were signed, and Signatures what package sign reads, an a{sv}. They are nil if there are none. Who wants
+	// them right verifies them: nothing here does.
 	Signed     *io.SectionReader
-	Signatures gvariant.Value
+	Signatures []byte
 }
 
 // Part is the entry of a part in the superblock.
 type Part struct {
-	Checksum Checksum
+	Checksum ostree.Checksum
 	Size     uint64 // of the part, in bytes
 	Makes    uint64 // size of the files and metadata objects that it makes, in bytes, without symbolic links
-	Objects  []Object
+	Objects  []ostree.ObjectName
 
 	inline *io.SectionReader // nil if it is a file of its own
 }
@@ -51,7 +52,7 @@ func (p Part) Inline() bool { return p.inline != nil }
 
 // Fallback is an object that has to be fetched by itself.
 type Fallback struct {
-	Object
+	ostree.ObjectName
 	Size     uint64 // of the object as it is in the repository of who made the delta, in bytes
 	FileSize uint64 // of its content
 }
@@ -109,7 +110,7 @@ func open(r *io.SectionReader) (*Delta, error) {
 	if d.Commit, err = load(r, commit, ends[3], maxMetadata); err != nil {
 		return nil, fmt.Errorf("commit: %w", err)
 	}
-	if sum := Checksum(sha256.Sum256(d.Commit)); sum != d.To {
+	if sum := ostree.Checksum(sha256.Sum256(d.Commit)); sum != d.To {
 		return nil, fmt.Errorf("commit %s: its checksum is %s", d.To, sum)
 	}
 	if b, err = load(r, before, ends[4], maxMetadata); err != nil {
@@ -145,21 +146,14 @@ func (d *Delta) unwrap(r *io.SectionReader) (*io.SectionReader, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := load(r, align8(ends[0]), limit, maxMetadata)
-	if err != nil {
-		return nil, err
-	}
-	if d.Signatures, err = gvariant.New("a{sv}", b); err != nil {
-		return nil, err
-	}
-	if err := d.Signatures.Check(); err != nil {
+	if d.Signatures, err = load(r, align8(ends[0]), limit, maxMetadata); err != nil {
 		return nil, err
 	}
 	d.Signed, err = part(r, int64(len(signedMagic)), ends[0])
 	return d.Signed, err
 }
 
-func loadChecksum(sum *Checksum, r *io.SectionReader, from, to int64, empty bool) error {
+func loadChecksum(sum *ostree.Checksum, r *io.SectionReader, from, to int64, empty bool) error {
 	b, err := load(r, from, to, maxKey)
 	if err == nil && len(b) != len(sum) && !(empty && len(b) == 0) {
 		err = fmt.Errorf("%d bytes, want %d", len(b), len(sum))
@@ -206,13 +200,13 @@ func readPart(list gvariant.Value, i int) (p Part, err error) {
 	case len(objects)%objectSize != 0:
 		return p, fmt.Errorf("a list of objects of %d bytes, no multiple of %d", len(objects), objectSize)
 	}
-	p.Checksum = Checksum(sum)
-	p.Objects = make([]Object, len(objects)/objectSize)
+	p.Checksum = ostree.Checksum(sum)
+	p.Objects = make([]ostree.ObjectName, len(objects)/objectSize)
 	for k := range p.Objects {
 		b := objects[k*objectSize:][:objectSize]
-		p.Objects[k] = Object{Kind(b[0]), Checksum(b[1:])}
-		if !p.Objects[k].Kind.known() {
-			return p, fmt.Errorf("object %d is a %s", k, p.Objects[k])
+		p.Objects[k] = ostree.ObjectName{Checksum: ostree.Checksum(b[1:]), Kind: ostree.Kind(b[0])}
+		if !known(p.Objects[k].Kind) {
+			return p, fmt.Errorf("object %s is of kind %d", p.Objects[k].Checksum, b[0])
 		}
 	}
 	return p, nil
@@ -232,15 +226,15 @@ func (d *Delta) readFallbacks(b []byte) error {
 	}
 	for i := range n {
 		f := member(list, i)
-		kind, sum := Kind(f.byte(0)), f.bytes(1)
-		fallback := Fallback{Object{Kind: kind}, f.uint64(2), f.uint64(3)}
+		kind, sum := ostree.Kind(f.byte(0)), f.bytes(1)
+		fallback := Fallback{ostree.ObjectName{Kind: kind}, f.uint64(2), f.uint64(3)}
 		if f.err != nil {
 			return f.err
 		}
-		if !kind.known() || len(sum) != len(fallback.Checksum) {
-			return fmt.Errorf("object %d: %s with a checksum of %d bytes", i, kind, len(sum))
+		if !known(kind) || len(sum) != len(fallback.Checksum) {
+			return fmt.Errorf("object %d of kind %d with a checksum of %d bytes", i, kind, len(sum))
 		}
-		fallback.Checksum = Checksum(sum)
+		fallback.Checksum = ostree.Checksum(sum)
 		d.Fallbacks = append(d.Fallbacks, fallback)
 	}
 	return nil

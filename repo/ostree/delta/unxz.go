@@ -10,12 +10,10 @@ import (
 	"hash/crc32"
 	"hash/crc64"
 	"io"
-
-	"github.com/ulikunitz/xz/lzma"
 )
 
-// Parts are compressed as .xz files (xz-file-format.txt of the XZ Utils). The container is read here and not by package xz, which
-// takes whatever memory a block asks for.
+// Parts are compressed as .xz files (xz-file-format.txt of the XZ Utils). They are read here: package xz, which writes them,
+// takes whatever memory a block asks for, and has half the speed.
 
 // maxDictionary limits the memory that a block asks for, in bytes: it is that of "xz -9". ostree writes 32 MiB.
 const maxDictionary = 64 << 20
@@ -133,10 +131,11 @@ func (x *unxz) nextBlock() error {
 	if flags&0x3f != 0 || filter[0] != 0x21 || filter[1] != 1 {
 		return errors.New("a .xz stream with other filters than LZMA2")
 	}
-	dictionary, err := lzma.DecodeDictCap(filter[2])
-	if err != nil {
+	if filter[2] > 40 {
 		return errXZ
 	}
+	// Two bits of mantissa and an exponent; 40 is 4 GiB - 1.
+	dictionary := int64(2|filter[2]&1)<<(filter[2]/2+11) - int64(filter[2]/40)
 	if dictionary > maxDictionary {
 		return fmt.Errorf("a .xz stream that needs %d bytes of memory: at most %d are given", dictionary, maxDictionary)
 	}
@@ -148,8 +147,8 @@ func (x *unxz) nextBlock() error {
 	case 4:
 		x.sum = crc64.New(crc64ECMA)
 	}
-	x.block, err = lzma.Reader2Config{DictCap: int(max(dictionary, lzma.MinDictCap))}.NewReader2(x.r)
-	return unexpected(err)
+	x.block = newLZMA2(x.r, int(dictionary))
+	return nil
 }
 
 // endBlock reads what follows the data of a block.

@@ -76,8 +76,8 @@ func (v Value) checkTuple() error {
 			return err
 		}
 		at = end
-		if kid.size > 0 && len(kid.kids) == 0 && kid.kind() != 'b' {
-			continue
+		if kid.size > 0 && len(kid.kids) == 0 && kid.kind() != 'b' && kid.kind() != '(' {
+			continue // any bytes are a number
 		}
 		if err := v.checkAt(i); err != nil {
 			return fmt.Errorf("%s: member %d: %w", v.l.text, i, err)

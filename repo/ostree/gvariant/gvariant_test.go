@@ -259,6 +259,7 @@ func FuzzCheck(f *testing.F) {
 		f.Add(typ, []byte("a\x00b\x00\x02\x04"))
 		f.Add(typ, make([]byte, 300))
 	}
+	f.Add("a(())", []byte("\x00\x01")) // an empty tuple is a zero byte
 	f.Add("a{sv}", must(f, "a{sv}", Dict{"a": must(f, "s", "x"), "b": must(f, "v", must(f, "(ydas)", Tuple{byte(3), 1.5, []string{"p"}}))}).Bytes())
 	f.Fuzz(func(t *testing.T, typ string, data []byte) {
 		v, err := New(typ, data)

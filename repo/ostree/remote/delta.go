@@ -71,11 +71,14 @@ func (p *prefetcher) prefetch(ctx context.Context, c ostree.Checksum, in *ostree
 	p.mu.Lock()
 	p.used[c] = best.d.Name.String()
 	p.mu.Unlock()
-	store, err := p.store(best.d, in)
-	if err == nil {
-		err = best.d.Apply(ctx, store)
+	part := func(ctx context.Context, i int) (io.ReadCloser, error) {
+		b, err := p.r.c.open(ctx, p.r.c.content, fmt.Sprintf("%s/%d", best.d.Path(), i), 0)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
 	}
-	if err != nil {
+	if err := best.d.Apply(ctx, in, part); err != nil {
 		return fmt.Errorf("%w (--no-delta does without)", err)
 	}
 	return nil
@@ -123,7 +126,7 @@ func (p *prefetcher) usable(digests delta.Digests) []delta.Name {
 	}
 	var list []candidate
 	for name := range digests {
-		if name.From == (delta.Checksum{}) {
+		if name.From.IsZero() {
 			continue
 		}
 		s, err := ostree.Open(p.into, name.From.String())
@@ -144,7 +147,7 @@ func (p *prefetcher) usable(digests delta.Digests) []delta.Name {
 		names = append(names, c.Name)
 	}
 	for name := range digests {
-		if name.From == (delta.Checksum{}) {
+		if name.From.IsZero() {
 			names = append(names, name)
 		}
 	}
@@ -172,7 +175,7 @@ func (p *prefetcher) bases(ctx context.Context, name string) ([]string, error) {
 	}
 	var bases []string
 	for _, d := range p.usable(digests) {
-		if d.From != (delta.Checksum{}) {
+		if !d.From.IsZero() {
 			bases = append(bases, d.From.String())
 		}
 	}
@@ -187,14 +190,14 @@ func (r *Remote) deltas(ctx context.Context, c ostree.Checksum) (delta.Digests, 
 	}
 	found := delta.Digests{}
 	for name, sum := range s.Deltas {
-		if name.To == delta.Checksum(c) {
+		if name.To == c {
 			found[name] = sum
 		}
 	}
 	if len(found) > 0 || !s.IndexedDeltas {
 		return found, nil
 	}
-	b, err := r.c.get(ctx, r.c.content, delta.IndexPath(delta.Checksum(c)), ostree.MaxMetadata)
+	b, err := r.c.get(ctx, r.c.content, delta.IndexPath(c), ostree.MaxMetadata)
 	if errors.Is(err, ostree.ErrNotFound) {
 		return nil, nil
 	}
@@ -203,7 +206,7 @@ func (r *Remote) deltas(ctx context.Context, c ostree.Checksum) (delta.Digests, 
 		listed, err = delta.ParseIndex(b)
 	}
 	for name, sum := range listed {
-		if name.To == delta.Checksum(c) {
+		if name.To == c {
 			found[name] = sum
 		}
 	}
@@ -211,7 +214,7 @@ func (r *Remote) deltas(ctx context.Context, c ostree.Checksum) (delta.Digests, 
 }
 
 // superblock fetches the superblock of a delta into a file without a name.
-func (r *Remote) superblock(ctx context.Context, name delta.Name, want delta.Checksum, into *repo.Repo) (*offer, error) {
+func (r *Remote) superblock(ctx context.Context, name delta.Name, want ostree.Checksum, into *repo.Repo) (*offer, error) {
 	f, err := temp(into)
 	if err != nil {
 		return nil, err
@@ -224,7 +227,7 @@ func (r *Remote) superblock(ctx context.Context, name delta.Name, want delta.Che
 	return &offer{d: d, file: f}, nil
 }
 
-func (r *Remote) readSuperblock(ctx context.Context, f *os.File, name delta.Name, want delta.Checksum) (*delta.Delta, error) {
+func (r *Remote) readSuperblock(ctx context.Context, f *os.File, name delta.Name, want ostree.Checksum) (*delta.Delta, error) {
 	path := name.Path() + "/superblock"
 	b, err := r.c.open(ctx, r.c.meta, path, 0)
 	if err != nil {
@@ -239,7 +242,7 @@ func (r *Remote) readSuperblock(ctx context.Context, f *os.File, name delta.Name
 	if n > maxSuperblock {
 		return nil, fmt.Errorf("%s: more than %d bytes", path, maxSuperblock)
 	}
-	if got := delta.Checksum(sum.Sum(nil)); got != want {
+	if got := ostree.Checksum(sum.Sum(nil)); got != want {
 		return nil, fmt.Errorf("%s: it has the SHA-256 %s, and %s is listed", path, got, want)
 	}
 	d, err := delta.Open(f, n)
@@ -264,99 +267,6 @@ func temp(into *repo.Repo) (*os.File, error) {
 		return nil, err
 	}
 	return f, os.Remove(f.Name())
-}
-
-// store is where a delta is applied: what it makes goes to the collector.
-func (p *prefetcher) store(d *delta.Delta, in *ostree.Collector) (delta.Store, error) {
-	var base *ostree.Objects
-	if d.From != (delta.Checksum{}) {
-		from, err := ostree.Open(p.into, d.From.String())
-		if err == nil {
-			base, err = from.Objects(p.into)
-		}
-		if err != nil {
-			return delta.Store{}, err
-		}
-	}
-	return delta.Store{
-		Part: func(ctx context.Context, i int) (io.ReadCloser, error) {
-			b, err := p.r.c.open(ctx, p.r.c.content, fmt.Sprintf("%s/%d", d.Path(), i), 0)
-			if err != nil {
-				return nil, err
-			}
-			return b, nil
-		},
-		Source: func(_ context.Context, sum delta.Checksum) (delta.Content, error) {
-			if base == nil {
-				return nil, errors.New("it needs no commit, and reads one")
-			}
-			f, err := base.File(ostree.Checksum(sum))
-			if err != nil {
-				return nil, err
-			}
-			if f.Object.IsZero() {
-				return inline{bytes.NewReader(f.Inline)}, nil
-			}
-			file, err := p.into.OpenVerified(f.Object)
-			if err != nil {
-				return nil, err
-			}
-			return stored{file, f.Size}, nil
-		},
-		Have: func(_ context.Context, o delta.Object) (bool, error) { return in.Has(ostree.Checksum(o.Checksum)), nil },
-		Put: func(_ context.Context, o delta.Object, size int64, r io.Reader) error {
-			return put(in, o, size, r)
-		},
-		Temp: func() (*os.File, error) { return temp(p.into) },
-	}, nil
-}
-
-// inline and stored are contents of files of the base.
-type inline struct{ *bytes.Reader }
-
-func (inline) Close() error { return nil }
-
-type stored struct {
-	*os.File
-	size int64
-}
-
-func (s stored) Size() int64 { return s.size }
-
-// put hands an object to the collector.
-func put(in *ostree.Collector, o delta.Object, size int64, r io.Reader) error {
-	n := ostree.ObjectName{Checksum: ostree.Checksum(o.Checksum), Kind: ostree.Kind(o.Kind)}
-	if o.Kind != delta.File {
-		b, err := io.ReadAll(io.LimitReader(r, ostree.MaxMetadata+1))
-		if err == nil && len(b) > ostree.MaxMetadata {
-			err = fmt.Errorf("more than %d bytes", ostree.MaxMetadata)
-		}
-		if err != nil {
-			return fmt.Errorf("object %v: %w", n, err)
-		}
-		if o.Kind == delta.Commit {
-			return n.Verify(b) // it is here, with its signatures
-		}
-		return in.PutMetadata(n, b)
-	}
-	counted := &counter{r: r}
-	h, err := ostree.ReadFileHeader(counted)
-	if err != nil {
-		return fmt.Errorf("object %v: %w", n, err)
-	}
-	h.Size = size - counted.n
-	return in.PutFile(n.Checksum, h, r)
-}
-
-type counter struct {
-	r io.Reader
-	n int64
-}
-
-func (c *counter) Read(b []byte) (int, error) {
-	n, err := c.r.Read(b)
-	c.n += int64(n)
-	return n, err
 }
 
 // sizes reads what the objects of a commit cost, from its metadata ostree.sizes: aay, where each is a checksum and two varints, the
@@ -398,11 +308,11 @@ func costs(d *delta.Delta, has func(ostree.Checksum) bool, sizes map[ostree.Chec
 	for _, p := range d.Parts {
 		missing, known := int64(0), int64(0)
 		for _, o := range p.Objects {
-			if has(ostree.Checksum(o.Checksum)) || o.Kind == delta.Commit {
+			if has(o.Checksum) || o.Kind == ostree.KindCommit {
 				continue
 			}
 			missing++
-			known += sizes[ostree.Checksum(o.Checksum)]
+			known += sizes[o.Checksum]
 		}
 		if missing == 0 {
 			continue

@@ -25,13 +25,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
-	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/sign"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/summary"
 )
@@ -117,7 +115,7 @@ func (r *Remote) Ref(ctx context.Context, name string) (ostree.Checksum, error) 
 	}
 	c, err := r.Commit(ctx, sum)
 	if err == nil && !r.o.NoBindings {
-		err = checkBinding(c, name, r.config.CollectionID)
+		err = c.CheckBinding(name, r.config.CollectionID)
 	}
 	if err != nil {
 		return sum, fmt.Errorf("commit %v: %w", sum, err)
@@ -146,64 +144,6 @@ func (r *Remote) ref(ctx context.Context, name string) (ostree.Checksum, error) 
 		return ostree.Checksum{}, err
 	}
 	return ostree.ParseChecksum(strings.TrimSpace(string(text)))
-}
-
-// checkBinding tells why a commit is not meant for a ref of a collection. An empty collection is any; a commit that says nothing is
-// meant for any ref, but not for a collection.
-func checkBinding(c *ostree.Commit, ref, collection string) error {
-	if ref != "" {
-		list, ok, err := c.Metadata.Lookup("ostree.ref-binding")
-		if err != nil {
-			return err
-		}
-		if !ok && collection != "" {
-			return fmt.Errorf("it does not say which refs it is meant for (%s goes with the collection %q)", ref, collection)
-		}
-		if ok {
-			refs, err := stringList(list)
-			if err != nil {
-				return fmt.Errorf("ostree.ref-binding: %w", err)
-			}
-			if !slices.Contains(refs, ref) {
-				return fmt.Errorf("it is meant for %q, not for the ref %q (--disable-verify-bindings takes it)", refs, ref)
-			}
-		}
-	}
-	if collection == "" {
-		return nil
-	}
-	v, ok, err := c.Metadata.Lookup("ostree.collection-binding")
-	if err != nil {
-		return err
-	}
-	if !ok {
-		return fmt.Errorf("it does not say which collection it is meant for, and the remote has %q", collection)
-	}
-	if is, err := v.String(); err != nil || is != collection {
-		return fmt.Errorf("it is meant for the collection %q, not for %q", is, collection)
-	}
-	return nil
-}
-
-func stringList(v gvariant.Value) ([]string, error) {
-	if v.Type() != "as" {
-		return nil, fmt.Errorf("type %s, and as is expected", v.Type())
-	}
-	n, err := v.Len()
-	if err != nil {
-		return nil, err
-	}
-	list := make([]string, n)
-	for i := range list {
-		e, err := v.At(i)
-		if err != nil {
-			return nil, err
-		}
-		if list[i], err = e.String(); err != nil {
-			return nil, err
-		}
-	}
-	return list, nil
 }
 
 // Metadata implements ostree.Source. Of commits, it hands out those that the trust accepts.
