@@ -25,7 +25,7 @@ type Offer struct {
 	Signers []string
 	Here    bool   // it is in the repository, and nothing is to come
 	Known   bool   // it is known what is to come: the commit lists sizes, or there is a delta
-	Objects int    // to come one by one, if the commit lists them
+	Objects int    // to come one by one, with the commit, if that lists them
 	Bytes   int64  // to come, at least; with a delta about, with what its requests cost
 	Delta   string // the static delta that is cheaper, ""
 }
@@ -76,7 +76,10 @@ func (r *Remote) look(ctx context.Context, into *repo.Repo, name string, o PullO
 	if err != nil {
 		return offer, err
 	}
-	offer.Known = sizes != nil
+	if sizes != nil {
+		read := r.commit(ctx, offer.Commit) // itself it does not list
+		offer.Known, offer.Objects, offer.Bytes = true, 1, int64(len(read.data)+len(read.detached))
+	}
 	for sum, size := range sizes {
 		if !has(sum) {
 			offer.Objects++
