@@ -53,6 +53,9 @@ func (s *Store) Adopt(c *Config, machine System) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if !c.given && s.system.GPG != "" {
+		machine.GPG = "" // its keyrings count for the remote anyway, and they may change
+	}
 	keys, err := c.gpg(machine)
 	if err != nil {
 		return "", fmt.Errorf("remote %q: %w", c.Name, err)

@@ -85,6 +85,22 @@ func TestAdopt(t *testing.T) {
 			t.Errorf("%s: a key that was there is there twice", name)
 		}
 	}
+	// On the machine itself, its keyrings go on to count, and are not copied.
+	here := remote.NewStore(t.TempDir(), system)
+	for k, c := range []*remote.Config{remote.Anonymous(url, nil), given(remote.Anonymous(url, nil))} {
+		name, err := here.Adopt(c, system)
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := here.Get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		trust, err := is.Trust(system)
+		if _, missing := os.Stat(is.Keyring()); err != nil || trust.Waived || (missing == nil) != (k == 1) {
+			t.Errorf("%+v, %v, keyring: %v", trust, err, missing)
+		}
+	}
 	// What was adopted verifies what the key has signed.
 	_, web := vectors(t)
 	store := remote.NewStore(t.TempDir(), remote.System{})
