@@ -45,8 +45,9 @@ type Deployment struct {
 	Arguments []string
 	// Version is what the boot menu sorts type 1 entries by, the newest first; "" for that of the release.
 	Version string
-	// Image and Manifest are kept in the origin, see there.
+	// Image and Manifest, or Refspec and Commit, are kept in the origin, see there.
 	Image, Manifest string
+	Refspec, Commit string
 	// Insecure boots the image without verification.
 	Insecure bool
 	// Arch is the architecture as Go names it.
@@ -135,7 +136,7 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	origin := Origin{Image: d.Image, Manifest: d.Manifest, BootType: kind, BootDigest: sum}
+	origin := Origin{Image: d.Image, Manifest: d.Manifest, Refspec: d.Refspec, Commit: d.Commit, BootType: kind, BootDigest: sum}
 	p.Files = []Place{text(originPath(s.Digest), origin.text())}
 	for _, f := range p.ESP {
 		p.ESPSize += f.Size

@@ -23,10 +23,19 @@ import (
 //	[image]
 //	manifest_digest=sha256:HEX
 //
-// The first and the last section are there for OCI images. Nothing that is verified depends on this file.
+// The first and the last section are there for OCI images. An OSTree commit has, with the key of ostree's own origins,
+//
+//	[origin]
+//	refspec=REMOTE:REF
+//	[ostree]
+//	commit=HEX
+//
+// Nothing that is verified depends on this file.
 type Origin struct {
 	Image      string // name of the OCI image that upgrades are of, with its transport; "" for a directory
 	Manifest   string // digest of the manifest
+	Refspec    string // REMOTE:REF of the OSTree commits that upgrades are of, or PATH:REF with an absolute path; "": none
+	Commit     string // checksum of the commit that the deployment was made of
 	BootType   string // "bls": type 1 entry, or "uki"
 	BootDigest string // SHA-256 of kernel and initramfs, or of the UKI
 }
@@ -36,12 +45,18 @@ const unverified = "ostree-unverified-image:"
 
 func (o Origin) text() string {
 	var b strings.Builder
-	if o.Image != "" {
+	switch {
+	case o.Image != "":
 		fmt.Fprintf(&b, "[origin]\ncontainer-image-reference=%s%s\n", unverified, o.Image)
+	case o.Refspec != "":
+		fmt.Fprintf(&b, "[origin]\nrefspec=%s\n", o.Refspec)
 	}
 	fmt.Fprintf(&b, "[boot]\nboot_type=%s\ndigest=%s\n", o.BootType, o.BootDigest)
 	if o.Manifest != "" {
 		fmt.Fprintf(&b, "[image]\nmanifest_digest=%s\n", o.Manifest)
+	}
+	if o.Commit != "" {
+		fmt.Fprintf(&b, "[ostree]\ncommit=%s\n", o.Commit)
 	}
 	return b.String()
 }
@@ -49,7 +64,7 @@ func (o Origin) text() string {
 // parseOrigin reads an origin. What it does not know, it passes over.
 func parseOrigin(text []byte) (o Origin, err error) {
 	keys := map[string]*string{"origin/container-image-reference": &o.Image, "boot/boot_type": &o.BootType,
-		"boot/digest": &o.BootDigest, "image/manifest_digest": &o.Manifest}
+		"boot/digest": &o.BootDigest, "image/manifest_digest": &o.Manifest, "origin/refspec": &o.Refspec, "ostree/commit": &o.Commit}
 	section := ""
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	for n := 1; lines.Scan(); n++ {

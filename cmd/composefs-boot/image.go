@@ -30,7 +30,7 @@ type treeFlags struct {
 	asIs     bool
 	xattrs   string
 	noCache  bool
-	image    imageFlags
+	image    sourceFlags
 }
 
 func (t *treeFlags) add(c *cobra.Command, bootable bool) {

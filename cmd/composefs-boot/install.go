@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +36,10 @@ type installFlags struct {
 	size, espSize     int64 // bytes
 	espFree, rootFree int64
 	arch              string
-	target            string // image that upgrades are of
-	image             imageFlags
+	target            string        // image or commit that upgrades are of
+	upgrades          *upgradesFrom // that, if it is a commit
+	refspec           string        // the same, in the origin
+	image             sourceFlags
 	uki               installUKI
 }
 
@@ -54,6 +55,7 @@ type installResult struct {
 	Space   *espSpace     `json:"esp_space,omitempty"`
 	First   string        `json:"boots_first,omitempty"` // another entry on an ESP that is in use
 	Disk    *diskResult   `json:"disk,omitempty"`
+	Upgrade string        `json:"upgrades_from,omitempty"` // an OSTree commit
 }
 
 type installFile struct {
@@ -93,7 +95,9 @@ func (a *app) installCommand() *cobra.Command {
 ` + imageNames + ` The repository of the system gets the image with its layers, by which upgrades know what is there. The
 name is remembered: composefs-boot upgrade pulls it again.
 
-` + commitNames + ` The repository of the system gets the commit, under the name of the ref.
+` + commitNames + ` The repository of the system gets
+the commit, under the name of the ref. From a web server, it also gets the configuration of the remote with the keys that were trusted, and
+composefs-boot upgrade pulls the ref again, verified by them.
 
 With --disk a bootable disk image is made: an EFI system partition with systemd-boot, kernel, initramfs and boot entry, and
 an ext4 root with the repository, on which every object has fs-verity enabled. No root is needed, and the same input gives
@@ -119,7 +123,9 @@ hardware does not start any more without its vendor's keys; elsewhere choose it 
   composefs-boot install ./tree --disk disk.img --uki --initrd native --kernel /usr/lib/modules/6.12.0 --addon console.addon.efi
   composefs-boot install ./tree --root /mnt --esp /mnt/efi --root-arg root=UUID=...
   composefs-boot install docker://registry.example/os:1 --disk disk.img
-  composefs-boot install ostree:/ostree/repo:my-os/stable --disk disk.img`,
+  composefs-boot install ostree:/ostree/repo:my-os/stable --disk disk.img
+  composefs-boot install ostree:https://ostree.example.org/repo:my-os/stable --gpg-key key.asc --disk disk.img
+  composefs-boot install ostree:./repo:my-os/stable --disk disk.img --target-image ostree:my-os:my-os/stable`,
 		Args: exactly(1),
 		RunE: func(c *cobra.Command, args []string) error { return a.install(c.Context(), args[0], f) },
 	}
@@ -137,7 +143,7 @@ hardware does not start any more without its vendor's keys; elsewhere choose it 
 	flags.Int64Var(&f.espSize, "esp-size", 0, "size of the EFI system partition in `BYTES` [default: as small as fits]")
 	flags.Int64Var(&f.espFree, "esp-free", 64<<20, "`BYTES` to keep free on the EFI system partition, for upgrades")
 	flags.Int64Var(&f.rootFree, "root-free", 256<<20, "`BYTES` to keep free on the root, for state and upgrades")
-	flags.StringVar(&f.target, "target-image", "", "the `IMAGE` that composefs-boot upgrade pulls on the machine [default: SOURCE, if it is docker://...]")
+	flags.StringVar(&f.target, "target-image", "", "the `IMAGE` that composefs-boot upgrade pulls on the machine [default: SOURCE, if it is docker://..., or a commit from a web server]")
 	flags.StringVar(&f.arch, "arch", f.arch, "`ARCHITECTURE` of the system: amd64, arm64 or riscv64")
 	f.uki.addTo(flags)
 	f.image.add(c)
@@ -167,8 +173,8 @@ func (a *app) install(ctx context.Context, source string, f installFlags) error 
 	if f.target == "" && strings.HasPrefix(source, "docker:") {
 		f.target = source // others are no names on other machines
 	}
-	if f.target != "" && !transport.Is(f.target) {
-		return usageError{fmt.Errorf("--target-image %q: want TRANSPORT:REFERENCE, docker://... for example", f.target)}
+	if f.target != "" && fromDirectory(f.target) {
+		return usageError{fmt.Errorf("--target-image %q: want TRANSPORT:REFERENCE, docker://... for example, or ostree:REMOTE:REF", f.target)}
 	}
 	if f.image.platform == "" {
 		f.image.platform = oci.Platform{OS: "linux", Architecture: f.arch}.String()
@@ -268,18 +274,24 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 		return err
 	}
 	defer r.Close()
+	if err := f.readTarget(a, r); err != nil {
+		return err
+	}
 	i, err := r.Begin(ctx, a.lock())
 	if err != nil {
 		return err
 	}
 	defer i.Abort()
 	// An OCI image or OSTree commit is in the repository then, with its name.
-	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, cmp.Or(f.target, source))
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, f.tag(source))
 	if err != nil {
 		return err
 	}
 	s, err := a.putSystem(ctx, from, r, i, f)
 	if err != nil {
+		return err
+	}
+	if err := f.remember(r, from); err != nil {
 		return err
 	}
 	if err := i.Commit(); err != nil {
@@ -385,6 +397,9 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	if r != nil {
 		defer r.Close()
 	}
+	if err := f.readTarget(a, r); err != nil {
+		return err
+	}
 	if f.dry {
 		return a.planRoot(ctx, source, f, r)
 	}
@@ -404,12 +419,15 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 	}
 	defer i.Abort()
 	// An OCI image or OSTree commit is in the repository then, with its name.
-	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, cmp.Or(f.target, source))
+	from, err := a.openTree(ctx, source, r, r.Algorithm(), f.image, f.tag(source))
 	if err != nil {
 		return err
 	}
 	s, err := a.putSystem(ctx, from, r, i, f)
 	if err != nil {
+		return err
+	}
+	if err := f.remember(r, from); err != nil {
 		return err
 	}
 	scratch := &boot.Scratch{Dir: f.work}
@@ -448,6 +466,34 @@ func (a *app) rootRepository(f installFlags) (*repo.Repo, error) {
 	return r, nil
 }
 
+// tag is the name that an OCI image gets in the repository: by that, upgrades know what is there.
+func (f installFlags) tag(source string) string {
+	if transport.Is(f.target) {
+		return f.target
+	}
+	return source
+}
+
+// readTarget looks at where upgrades come from, if that is a web server with OSTree commits: before anything is pulled.
+func (f *installFlags) readTarget(a *app, r *repo.Repo) (err error) {
+	if isCommit(f.target) {
+		f.upgrades, err = a.targetCommit(f.target, r, f.image.commitFlags)
+	}
+	return err
+}
+
+// remember finds out what the origin says about upgrades to OSTree commits. The repository, which may be nil in a dry run, gets what they
+// need.
+func (f *installFlags) remember(r *repo.Repo, from *treeSource) (err error) {
+	if f.target == "" {
+		f.upgrades = from.from
+	}
+	if f.upgrades != nil {
+		f.refspec, err = f.upgrades.remember(r, f.dry)
+	}
+	return err
+}
+
 // planRoot is the dry run of installRoot: nothing is stored, and nothing below the root is touched.
 func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *repo.Repo) error {
 	alg, err := a.algorithm(r)
@@ -469,6 +515,9 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *re
 	if s.Digest, err = imageDigest(s.Tree, s.Format, alg); err != nil {
 		return err
 	}
+	if err := f.remember(r, from); err != nil {
+		return err
+	}
 	scratch := &boot.Scratch{Dir: f.work}
 	defer scratch.Close()
 	plan, esp, err := f.planRoot(ctx, from, s, scratch)
@@ -481,7 +530,10 @@ func (a *app) planRoot(ctx context.Context, source string, f installFlags, r *re
 // plan decides what an install of a system writes.
 func (f installFlags) plan(ctx context.Context, from *treeSource, s boot.System, rootArgument string, scratch *boot.Scratch) (boot.Plan, error) {
 	d := boot.Deployment{RootArgument: rootArgument, Arguments: f.arguments, Insecure: f.insecure, Arch: f.arch, Scratch: scratch,
-		Image: f.target, Manifest: from.manifest()}
+		Manifest: from.manifest(), Refspec: f.refspec, Commit: from.checksum()}
+	if transport.Is(f.target) {
+		d.Image = f.target
+	}
 	when, err := sourceDate(time.Unix(s.Tree.Root.Mtime.Sec, 0))
 	if err != nil {
 		return boot.Plan{}, err
@@ -535,6 +587,9 @@ func filesystemUUID(dir string) (string, error) {
 func newInstallResult(s boot.System, plan boot.Plan, f installFlags) installResult {
 	r := installResult{DryRun: f.dry, Digest: s.Digest.String(), Karg: argument(s.Digest, s.Format), Options: plan.Karg,
 		State: plan.State, ESPSize: plan.ESPSize}
+	if f.refspec != "" {
+		r.Upgrade = commitPrefix + f.refspec
+	}
 	for _, p := range plan.ESP {
 		r.ESP = append(r.ESP, installFile{Path: p.Path, Size: p.Size})
 	}
@@ -578,6 +633,9 @@ func (a *app) printInstall(r installResult) error {
 	}
 	if r.First != "" {
 		fmt.Fprintf(a.out, "note    %s comes first in the boot menu (see --image-version)\n", r.First)
+	}
+	if r.Upgrade != "" {
+		fmt.Fprintf(a.out, "upgrade %s\n", r.Upgrade)
 	}
 	if d := r.Disk; d != nil {
 		fmt.Fprintf(a.out, "disk    %10s  %s: ESP %s (%s free), root %s (%s free)\n", size(d.Size), d.Path,

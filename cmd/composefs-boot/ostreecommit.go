@@ -86,7 +86,7 @@ type ostreeCommitFlags struct {
 	strings, variants, detached, binds                             []string
 	uid, gid                                                       int64
 	changes                                                        ostree.Changes
-	image                                                          imageFlags
+	image                                                          sourceFlags
 	sign                                                           signFlags
 }
 
@@ -394,7 +394,7 @@ func (s *commitSource) close() {
 	}
 }
 
-func (s *commitSource) read(ctx context.Context, name string, f imageFlags) error {
+func (s *commitSource) read(ctx context.Context, name string, f sourceFlags) error {
 	if transport.Is(name) || isCommit(name) {
 		source, err := s.a.openTree(ctx, name, s.store, s.repo.Algorithm(), f, "")
 		if err != nil {

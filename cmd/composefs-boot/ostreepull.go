@@ -94,9 +94,8 @@ was interrupted goes on where it was, in the middle of a large file, too.`,
 	}
 	var f ostreePullFlags
 	f.add(c)
-	var rf remoteFlags
+	var rf commitFlags
 	rf.add(c)
-	noVerify := c.Flags().Bool("no-verify", false, "take commits that nobody whom we know has signed")
 	noBindings := c.Flags().Bool("disable-verify-bindings", false, "take commits that are meant for another ref or collection")
 	timestamps := c.Flags().BoolP("timestamp-check", "T", false, "refuse a commit that is older than the one that the ref leads to here")
 	noDelta := c.Flags().Bool("no-delta", false, "use no static deltas")
@@ -127,7 +126,7 @@ was interrupted goes on where it was, in the middle of a large file, too.`,
 			return err
 		}
 		ro.NoBindings = *noBindings
-		if ro.Trust, err = whomToTrust(config, store, *noVerify, args[1:]); err != nil {
+		if ro.Trust, err = whomToTrust(config, store, rf.noVerify, args[1:]); err != nil {
 			return err
 		}
 		return a.withRepo(func(r *repo.Repo) error { return a.ostreeRemotePull(c.Context(), r, config, args[0], args[1:], ro, o) })
@@ -167,12 +166,7 @@ func (a *app) ostreeRemotePull(ctx context.Context, r *repo.Repo, config *remote
 		return err
 	}
 	defer rem.Close()
-	p := a.startProgress(func() progressEvent {
-		return progressEvent{What: fmt.Sprintf("pulling from %s, %d objects to come,", from, o.Progress.Pending.Load()),
-			Files: o.Progress.Files.Load(), Bytes: ro.Counters.Bytes.Load()}
-	})
-	result, err := rem.Pull(ctx, r, refs, o)
-	p.end()
+	result, err := a.bringRemote(ctx, r, rem, from, refs, ro.Counters, o)
 	if err != nil {
 		return err
 	}
@@ -187,6 +181,17 @@ func (a *app) ostreeRemotePull(ctx context.Context, r *repo.Repo, config *remote
 	}
 	fmt.Fprintf(a.out, "fetched %s in %d requests\n", cfsctlSize(result.Bytes), ro.Counters.Requests.Load())
 	return nil
+}
+
+// bringRemote is Remote.Pull with progress on the terminal.
+func (a *app) bringRemote(ctx context.Context, r *repo.Repo, rem *remote.Remote, from string, refs []string, counters *remote.Counters,
+	o remote.PullOptions) (remote.PullResult, error) {
+	p := a.startProgress(func() progressEvent {
+		return progressEvent{What: fmt.Sprintf("pulling from %s, %d objects to come,", from, o.Progress.Pending.Load()),
+			Files: o.Progress.Files.Load(), Bytes: counters.Bytes.Load()}
+	})
+	defer p.end()
+	return rem.Pull(ctx, r, refs, o)
 }
 
 // ostreeOrigin is what is known of a commit that was pulled from a web server.

@@ -142,6 +142,9 @@ func (a *app) status(f hostFlags) error {
 		s := deploymentStatus{Digest: d.Digest.String(), Booted: f.root == systemRoot && d.Digest == booted.Digest,
 			Next: next != nil && d.Digest == next.Digest, Bad: d.Bad(), Image: d.Origin.Image, Manifest: d.Origin.Manifest,
 			Entries: []string{}}
+		if s.Image == "" && d.Origin.Refspec != "" {
+			s.Image = commitPrefix + d.Origin.Refspec
+		}
 		for _, e := range d.Entries {
 			s.Entries = append(s.Entries, e.Path)
 			s.Version = e.Version

@@ -16,6 +16,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/oci"
 	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
+	"github.com/composefs-boot/composefs-boot/repo/ostree/remote"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
@@ -37,6 +38,17 @@ func (f *imageFlags) add(c *cobra.Command) {
 	flags.BoolVar(&f.tlsVerify, "tls-verify", true, "want HTTPS of a registry, and a certificate that is trusted [default: as registries.conf says]")
 	flags.Lookup("tls-verify").DefValue = "" // pflag would print another default
 	f.tlsVerifyGiven = func() bool { return flags.Changed("tls-verify") }
+}
+
+// sourceFlags say how sources are reached that are no directories.
+type sourceFlags struct {
+	imageFlags
+	commitFlags
+}
+
+func (f *sourceFlags) add(c *cobra.Command) {
+	f.imageFlags.add(c)
+	f.commitFlags.add(c)
 }
 
 const imageNames = `An IMAGE is docker://HOST/NAME:TAG or docker://HOST/NAME@DIGEST in a registry, oci:DIR[:TAG], oci-archive:FILE[:TAG],
@@ -100,6 +112,7 @@ type treeSource struct {
 	name   string
 	image  *oci.Image     // nil: none
 	commit *ostree.Stored // nil: none
+	from   *upgradesFrom  // where the commit comes from, if that is a web server
 	repo   *repo.Repo     // with the image or commit
 	end    func()
 }
@@ -109,7 +122,7 @@ func fromDirectory(name string) bool { return !transport.Is(name) && !isCommit(n
 
 // openTree opens a source. An OCI image or OSTree commit is pulled into the repository, or into a temporary one if r is nil. The image
 // gets a tag, and the commit the name of its ref, if the tag is not "".
-func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsverity.Algorithm, f imageFlags, tag string) (*treeSource, error) {
+func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsverity.Algorithm, f sourceFlags, tag string) (*treeSource, error) {
 	s := &treeSource{a: a, name: name, repo: r, end: func() {}}
 	if fromDirectory(name) {
 		return s, nil
@@ -134,10 +147,13 @@ func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsver
 	}
 	var err error
 	if isCommit(name) {
-		s.commit, err = a.pullCommit(ctx, s.repo, name, tag != "")
+		var remotes *remote.Store
+		if remotes, err = a.remotesFor(r); err == nil {
+			err = s.pullCommit(ctx, remotes, f.commitFlags, tag != "")
+		}
 	} else {
 		var result pulled
-		result, err = a.pull(ctx, s.repo, name, f, oci.PullOptions{Tag: tag})
+		result, err = a.pull(ctx, s.repo, name, f.imageFlags, oci.PullOptions{Tag: tag})
 		s.image = result.Image
 	}
 	if err != nil {
@@ -145,6 +161,36 @@ func (a *app) openTree(ctx context.Context, name string, r *repo.Repo, alg fsver
 		return nil, err
 	}
 	return s, nil
+}
+
+// pullCommit pulls the commit that the source names, which gets the name of the ref if it is to stay.
+func (s *treeSource) pullCommit(ctx context.Context, remotes *remote.Store, f commitFlags, stay bool) error {
+	name, err := parseCommit(s.name)
+	if err != nil {
+		return err
+	}
+	from, err := s.a.openCommits(ctx, name, remotes, f)
+	if err != nil {
+		return err
+	}
+	defer from.close()
+	pulled, err := from.pull(ctx, s.repo, stay, remote.PullOptions{})
+	if err != nil {
+		return err
+	}
+	s.commit = pulled.Stored
+	if from.config != nil {
+		s.from = &upgradesFrom{from.config, name.ref}
+	}
+	return nil
+}
+
+// checksum returns that of an OSTree commit, "" for others.
+func (s *treeSource) checksum() string {
+	if s.commit == nil {
+		return ""
+	}
+	return s.commit.Checksum.String()
 }
 
 // manifest returns the digest of an OCI image, "" for a directory.

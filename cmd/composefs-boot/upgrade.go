@@ -16,6 +16,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/oci"
 	"github.com/composefs-boot/composefs-boot/repo/oci/transport"
+	"github.com/composefs-boot/composefs-boot/repo/ostree/remote"
 )
 
 // upgradeFlags are those of upgrade and switch.
@@ -23,7 +24,7 @@ type upgradeFlags struct {
 	host       hostFlags
 	check, dry bool
 	arguments  []string
-	image      imageFlags
+	image      sourceFlags
 	uki        installUKI
 }
 
@@ -32,8 +33,9 @@ type upgradeResult struct {
 	DryRun   bool           `json:"dry_run"`
 	Image    string         `json:"image"`
 	Manifest string         `json:"manifest,omitempty"`
+	Commit   *commitUpgrade `json:"commit,omitempty"`
 	Booted   string         `json:"booted"`             // digest of the system that goes on until the reboot
-	Same     bool           `json:"up_to_date"`         // the next boot has this manifest already: nothing was done
+	Same     bool           `json:"up_to_date"`         // the next boot has this manifest or commit already: nothing was done
 	Download *oci.Download  `json:"download,omitempty"` // that was to be made
 	Pulled   *oci.PullStats `json:"pulled,omitempty"`   // that was made
 	Install  *installResult `json:"install,omitempty"`  // of the new system
@@ -44,8 +46,13 @@ func (a *app) upgradeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Install the newest version of this machine's image",
-		Long: `Pull the image that the booted system was installed from again, and install it beside that system: the next boot has it, with the
-kernel arguments of the booted one. Only layers are downloaded that are not there. If the image has not changed, nothing is done.
+		Long: `Pull the image or OSTree commit that the booted system was installed from again, and install it beside that system: the next boot
+has it, with the kernel arguments of the booted one. Only layers are downloaded that are not there, or objects, or a delta. If the image
+has not changed, or the ref leads to the same commit, nothing is done.
+
+Commits are verified by the keys of the remote, which the install has left in the repository of the system (composefs-boot --system ostree
+remote list). With --gpg-key, more keys count, also for upgrades to come. A commit that is older than the last one is refused: switch
+takes it.
 
 The machine keeps its state: /var is the same for both systems, and /etc of the new one gets the changes that were made to /etc so far,
 file by file. The booted system stays and can be chosen from the menu; composefs-boot rollback returns to it. Whatever fails on the
@@ -69,8 +76,9 @@ func (a *app) switchCommand() *cobra.Command {
 		Long: `Install another image beside the booted system, as upgrade does; from then on, upgrades are of that image. SOURCE may be a directory,
 too: then there is nothing to upgrade from.
 
-` + imageNames,
+` + imageNames + "\n\n" + commitNames,
 		Example: `  composefs-boot switch docker://registry.example/os:2
+  composefs-boot switch ostree:my-os:my-os/testing
   composefs-boot switch --check docker://registry.example/os:2`,
 		Args: exactly(1),
 	}
@@ -110,15 +118,30 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 	if err != nil {
 		return err
 	}
-	if source == "" {
+	again := source == ""
+	var commit commitName
+	switch {
+	case again && booted.Origin.Image == "" && booted.Origin.Refspec != "":
+		commit, err = rememberedCommit(booted.Origin.Refspec)
+	case again:
 		if source = booted.Origin.Image; source == "" {
 			return fmt.Errorf("image %v: it is not known where it comes from, a directory perhaps: say composefs-boot switch IMAGE once", booted.Digest)
 		}
-	} else if source, err = absolute(source); err != nil {
+	case isCommit(source):
+		if commit, err = parseCommit(source); err == nil {
+			commit, err = commit.absolute()
+		}
+	default:
+		source, err = absolute(source)
+	}
+	if err != nil {
 		return err
 	}
-	if f.check && !transport.Is(source) {
-		return usageError{fmt.Errorf("--check is for OCI images, and %s is none: see --dry-run", source)}
+	if commit.ref != "" {
+		source = commit.String()
+	}
+	if f.check && fromDirectory(source) {
+		return usageError{fmt.Errorf("--check is for OCI images and OSTree commits, and %s is none: see --dry-run", source)}
 	}
 	if fromDirectory(source) {
 		if err := boot.RefuseKeys(source, keys.public()); err != nil {
@@ -134,12 +157,18 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 		return err
 	}
 	defer r.Close()
-	u := &upgrade{a: a, f: f, h: h, r: r, booted: booted, insecure: insecure,
+	u := &upgrade{a: a, f: f, h: h, r: r, booted: booted, insecure: insecure, again: again,
 		result: upgradeResult{DryRun: f.dry || f.check, Image: source, Booted: booted.Digest.String()}}
-	if transport.Is(source) {
-		if err := u.look(ctx); err != nil {
-			return fmt.Errorf("%w (nothing has changed: the machine boots as before)", err)
+	if isCommit(source) {
+		if err = u.openCommits(ctx, commit); err == nil {
+			defer u.commits.close()
+			err = u.lookCommit(ctx)
 		}
+	} else if transport.Is(source) {
+		err = u.look(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("%w (nothing has changed: the machine boots as before)", err)
 	}
 	if !u.result.Same && !f.check {
 		if err := u.install(ctx); err != nil {
@@ -151,13 +180,6 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 
 // absolute makes the name of an image that is a path one that can be remembered.
 func absolute(source string) (string, error) {
-	if isCommit(source) {
-		path, ref, err := splitCommit(source)
-		if err == nil {
-			path, err = filepath.Abs(path)
-		}
-		return commitPrefix + path + ":" + ref, err
-	}
 	name, path, ok := strings.Cut(source, ":")
 	if !ok || !transport.Is(source) || !slices.Contains([]string{"oci", "oci-archive", "docker-archive", "dir"}, name) {
 		return source, nil
@@ -174,7 +196,13 @@ type upgrade struct {
 	r        *repo.Repo
 	booted   *boot.Deployed
 	insecure bool
+	again    bool // the source is what the booted system comes from
 	result   upgradeResult
+
+	// Of OSTree commits.
+	remotes *remote.Store
+	commits *commitStore
+	refspec string
 }
 
 // look asks what is new.
@@ -210,7 +238,7 @@ func (u *upgrade) install(ctx context.Context) error {
 	defer i.Abort()
 	from := &treeSource{a: u.a, name: u.result.Image, repo: u.r}
 	if isCommit(from.name) {
-		if from.commit, err = u.a.pullCommit(ctx, u.r, from.name, !u.f.dry); err != nil {
+		if err := u.pullCommit(ctx, from); err != nil {
 			return err
 		}
 	} else if transport.Is(from.name) {
@@ -218,7 +246,7 @@ func (u *upgrade) install(ctx context.Context) error {
 		if u.f.dry {
 			tag = "" // then garbage collection may have it
 		}
-		pulled, err := u.a.pull(ctx, u.r, from.name, u.f.image, oci.PullOptions{Tag: tag})
+		pulled, err := u.a.pull(ctx, u.r, from.name, u.f.image.imageFlags, oci.PullOptions{Tag: tag})
 		if err != nil {
 			return err
 		}
@@ -283,7 +311,7 @@ func (u *upgrade) plan(ctx context.Context, from *treeSource, s boot.System, scr
 		return boot.Plan{}, err
 	}
 	d := boot.Deployment{NoLoader: true, Arguments: u.f.arguments, Insecure: u.insecure, Arch: runtime.GOARCH, Scratch: scratch,
-		Version: s.Release.VersionAt(now), Manifest: from.manifest()}
+		Version: s.Release.VersionAt(now), Manifest: from.manifest(), Refspec: u.refspec, Commit: from.checksum()}
 	if from.image != nil {
 		d.Image = from.name
 	}
@@ -315,6 +343,9 @@ func (a *app) printUpgrade(r upgradeResult) error {
 	fmt.Fprintf(a.out, "source   %s\n", r.Image)
 	if r.Manifest != "" {
 		fmt.Fprintf(a.out, "manifest %s\n", r.Manifest)
+	}
+	if r.Commit != nil {
+		a.printCommitUpgrade(*r.Commit)
 	}
 	if r.Same {
 		fmt.Fprintln(a.out, "Up to date: the next boot has this image already")

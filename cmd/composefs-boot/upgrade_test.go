@@ -55,8 +55,8 @@ sync
 echo "upgrade-test: done"
 `
 
-// upgradeTree makes a Debian that runs the script, and can reach a registry by the name that it has on this machine, too.
-func upgradeTree(t *testing.T, tree, registry string) {
+// upgradeTree makes a Debian that runs a script at each of its boots, and can reach a registry by the name that it has on this machine, too.
+func upgradeTree(t *testing.T, tree, script, registry string) {
 	t.Helper()
 	bin := vm.Programs(t)
 	for _, args := range [][]string{{"cp", "-a", vm.Cache(t, "os/trixie"), tree}, {"cp", filepath.Join(bin, "composefs-boot"), filepath.Join(tree, "usr/bin")}} {
@@ -65,7 +65,7 @@ func upgradeTree(t *testing.T, tree, registry string) {
 		}
 	}
 	for name, content := range map[string]string{
-		"usr/libexec/upgrade-test": upgradeScript,
+		"usr/libexec/upgrade-test": script,
 		"usr/lib/systemd/system/upgrade-test.service": "[Unit]\nAfter=multi-user.target\n[Service]\nType=oneshot\nExecStart=/usr/libexec/upgrade-test\n" +
 			"StandardOutput=journal+console\n",
 		"etc/systemd/network/10-test.network": "[Match]\nName=e*\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n",
@@ -128,7 +128,7 @@ func TestGuestUpgrades(t *testing.T) {
 		t.Fatal(err)
 	}
 	const docker = "docker://registry.example/os:stable"
-	upgradeTree(t, in("tree"), address)
+	upgradeTree(t, in("tree"), upgradeScript, address)
 
 	// Each version has the last layer of its own.
 	const last, large = "usr/lib/version-of-test", "usr/lib/version-of-test.data"

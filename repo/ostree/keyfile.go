@@ -2,6 +2,7 @@ package ostree
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -38,6 +39,18 @@ func ParseKeyfile(text []byte) (Keyfile, error) {
 
 // Groups returns the names of the groups in their order: core, or remote "NAME".
 func (k Keyfile) Groups() []string { return k.groups }
+
+// Keys returns the keys of a group, sorted.
+func (k Keyfile) Keys(group string) []string {
+	var keys []string
+	for at := range k.values {
+		if at[0] == group {
+			keys = append(keys, at[1])
+		}
+	}
+	slices.Sort(keys)
+	return keys
+}
 
 // Get returns the value of a key, and whether it is there.
 func (k Keyfile) Get(group, key string) (string, bool) {

@@ -36,6 +36,8 @@ type Config struct {
 	keys               map[string]keySource // by scheme
 	dir                string               // where its configuration is, and its keyring; ""
 	file               string
+	settings           [][2]string // keys and values, as they are in the file
+	given              bool        // there are keys that are not configured
 	unconfigured, tool string
 }
 
@@ -110,6 +112,10 @@ func newConfig(name string, f ostree.Keyfile, group string) (*Config, error) {
 		return nil, err
 	}
 	c := &Config{Name: name, keys: map[string]keySource{}}
+	for _, key := range f.Keys(group) {
+		value, _ := f.Get(group, key)
+		c.settings = append(c.settings, [2]string{key, value})
+	}
 	var failed error
 	text := func(key string) string {
 		s, _ := f.Get(group, key)
@@ -303,12 +309,13 @@ func (c *Config) gpg(s System) (*sign.GPG, error) {
 
 // Anonymous returns the configuration of a remote that has none: a URL and the files of keys that are given.
 func Anonymous(url string, gpgKeys []string) *Config {
-	return &Config{Name: "anonymous", URL: url, gpgKeyPaths: slices.Clone(gpgKeys), keys: map[string]keySource{}}
+	return &Config{Name: "anonymous", URL: url, gpgKeyPaths: slices.Clone(gpgKeys), keys: map[string]keySource{},
+		given: len(gpgKeys) > 0}
 }
 
 // TrustAlso adds files of GPG keys to those of the configuration. With any, commits must be signed, whatever that says.
 func (c *Config) TrustAlso(gpgKeys []string) {
 	if len(gpgKeys) > 0 {
-		c.gpgKeyPaths, c.verify = append(c.gpgKeyPaths, gpgKeys...), nil
+		c.gpgKeyPaths, c.verify, c.given = append(c.gpgKeyPaths, gpgKeys...), nil, true
 	}
 }

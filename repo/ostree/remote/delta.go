@@ -54,7 +54,7 @@ type offer struct {
 
 // prefetch implements ostree.PullOptions.Prefetch.
 func (p *prefetcher) prefetch(ctx context.Context, c ostree.Checksum, in *ostree.Collector) error {
-	best, objects, err := p.best(ctx, c, in)
+	best, objects, err := p.best(ctx, c, in.Has)
 	if err != nil {
 		return err
 	}
@@ -84,8 +84,8 @@ func (p *prefetcher) prefetch(ctx context.Context, c ostree.Checksum, in *ostree
 	return nil
 }
 
-// best returns the cheapest of the deltas to a commit, nil if there is none, and what its objects cost.
-func (p *prefetcher) best(ctx context.Context, c ostree.Checksum, in *ostree.Collector) (*offer, int64, error) {
+// best returns the cheapest of the deltas to a commit, nil if there is none, and what its objects cost. Has tells what is here.
+func (p *prefetcher) best(ctx context.Context, c ostree.Checksum, has func(ostree.Checksum) bool) (*offer, int64, error) {
 	digests, err := p.r.deltas(ctx, c)
 	if err != nil {
 		return nil, 0, err
@@ -102,7 +102,7 @@ func (p *prefetcher) best(ctx context.Context, c ostree.Checksum, in *ostree.Col
 			return nil, 0, fmt.Errorf("static delta %s: %w (--no-delta does without)", name, err)
 		}
 		var all int64
-		o.bytes, all = costs(o.d, in.Has, sizes)
+		o.bytes, all = costs(o.d, has, sizes)
 		if best != nil && best.bytes <= o.bytes {
 			o.file.Close()
 			continue

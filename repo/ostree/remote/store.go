@@ -25,10 +25,15 @@ type Store struct {
 	system     System
 }
 
-// NewStore returns the remotes of the repository at a path, and those of the machine.
+// NewStore returns the remotes of the repository at a path, and those of the machine; without a path, of the machine alone.
 func NewStore(repository string, s System) *Store { return &Store{repository, s} }
 
-func (s *Store) dir() string { return filepath.Join(s.repository, "ostree/remotes.d") }
+func (s *Store) dir() string {
+	if s.repository == "" {
+		return ""
+	}
+	return filepath.Join(s.repository, "ostree/remotes.d")
+}
 
 // System returns the directories of the machine.
 func (s *Store) System() System { return s.system }

@@ -31,7 +31,11 @@ type cached struct {
 }
 
 // Cache returns the directory for what is kept of the remote's summary. It is that of the URL: what one server said counts for no other.
+// It is "" without a repository.
 func (s *Store) Cache(c *Config) string {
+	if s.repository == "" {
+		return ""
+	}
 	return filepath.Join(s.repository, "ostree/cache", fmt.Sprintf("%x", sha256.Sum256([]byte(c.URL))))
 }
 

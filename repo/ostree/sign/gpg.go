@@ -83,6 +83,24 @@ func (g *GPG) Read(r io.Reader) error {
 	return nil
 }
 
+// Add adds the keys of another keyring.
+func (g *GPG) Add(other *GPG) { g.keys = append(g.keys, other.keys...) }
+
+// Export returns the keys as a keyring, each once.
+func (g *GPG) Export() ([]byte, error) {
+	var all [][]byte
+	for _, e := range g.keys {
+		var b bytes.Buffer
+		if err := e.Serialize(&b); err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(all, func(o []byte) bool { return bytes.Equal(o, b.Bytes()) }) {
+			all = append(all, b.Bytes())
+		}
+	}
+	return bytes.Join(all, nil), nil
+}
+
 func readKeys(r io.Reader) (openpgp.EntityList, error) {
 	b, err := io.ReadAll(io.LimitReader(r, maxKeyring+1))
 	if err != nil {
