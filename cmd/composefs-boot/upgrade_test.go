@@ -21,6 +21,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
+	"go.podman.io/image/v5/pkg/sysregistriesv2"
+
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 )
 
@@ -124,6 +126,8 @@ func TestGuestUpgrades(t *testing.T) {
 	defer server.Close()
 	address := server.Listener.Addr().String()
 	t.Setenv("CONTAINERS_REGISTRIES_CONF", in("registries.conf"))
+	sysregistriesv2.InvalidateCache() // other tests have read another one
+	t.Cleanup(sysregistriesv2.InvalidateCache)
 	if err := os.WriteFile(in("registries.conf"), []byte(registriesConf(address)), 0o644); err != nil {
 		t.Fatal(err)
 	}
