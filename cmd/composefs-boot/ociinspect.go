@@ -308,26 +308,31 @@ of a config or manifest with "@" before it; VERITY is the digest that the stream
 	o.add(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withRepo(func(r *repo.Repo) error {
-			format, err := a.erofsFormat(r)
-			if err != nil {
-				return usageError{err}
-			}
-			tree, err := a.ociTree(c, r, args, o)
-			if err != nil {
-				return err
-			}
-			d, err := imageDigest(tree, format, r.Algorithm())
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return printJSON(a.out, newImageResult(d, format))
-			}
-			fmt.Fprintln(a.out, d)
-			return nil
+			return a.printDigest(r, func() (*fstree.Tree, error) { return a.ociTree(c, r, args, o) })
 		})
 	}
 	return c
+}
+
+// printDigest prints the digest of the image of a tree that the repository keeps in another form.
+func (a *app) printDigest(r *repo.Repo, make func() (*fstree.Tree, error)) error {
+	format, err := a.erofsFormat(r)
+	if err != nil {
+		return usageError{err}
+	}
+	tree, err := make()
+	if err != nil {
+		return err
+	}
+	d, err := imageDigest(tree, format, r.Algorithm())
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return printJSON(a.out, newImageResult(d, format))
+	}
+	fmt.Fprintln(a.out, d)
+	return nil
 }
 
 // linkedImage is a composefs image as oci linked-erofs-images and oci pull print it.

@@ -300,23 +300,7 @@ func (a *app) ostreeComputeIDCommand() *cobra.Command {
 	bootable := c.Flags().Bool("bootable", false, bootableCommit)
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		return a.withRepo(func(r *repo.Repo) error {
-			format, err := a.erofsFormat(r)
-			if err != nil {
-				return usageError{err}
-			}
-			tree, err := a.ostreeTree(r, args[0], *bootable)
-			if err != nil {
-				return err
-			}
-			d, err := imageDigest(tree, format, r.Algorithm())
-			if err != nil {
-				return err
-			}
-			if a.json {
-				return printJSON(a.out, newImageResult(d, format))
-			}
-			fmt.Fprintln(a.out, d)
-			return nil
+			return a.printDigest(r, func() (*fstree.Tree, error) { return a.ostreeTree(r, args[0], *bootable) })
 		})
 	}
 	return c
