@@ -101,3 +101,22 @@ func TestGolden(t *testing.T) {
 		}
 	}
 }
+
+// The same commit is the same stream in every repository: disks with one are made again bit for bit.
+func TestSameStream(t *testing.T) {
+	source := local(t, vector(t, "archive"))
+	var first fsverity.Digest
+	for k := range 20 {
+		r := newRepo(t, fsverity.SHA256, erofs.V1)
+		p := pull(t, r, source, ref, ostree.PullOptions{Depth: -1, Formats: []erofs.Format{erofs.V1, erofs.V2}})
+		d, err := r.StreamObject("ostree-commit-" + p.Checksum.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k == 0 {
+			first = d
+		} else if d != first {
+			t.Fatalf("stream %v, and then %v", first, d)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
@@ -223,11 +224,11 @@ func (s *Stored) put(i *repo.Import, o *Objects) error {
 	for _, l := range s.Linked {
 		refs[l.key()] = l.Digest
 	}
-	for name, d := range refs {
-		if d.IsZero() {
+	for _, name := range slices.Sorted(maps.Keys(refs)) { // the order of the references is part of the stream
+		if refs[name].IsZero() {
 			continue
 		}
-		if err := w.Name(name, d); err != nil {
+		if err := w.Name(name, refs[name]); err != nil {
 			return err
 		}
 	}
