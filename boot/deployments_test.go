@@ -159,7 +159,7 @@ func TestCarry(t *testing.T) {
 		put(t, dir, state(one)+"/var/lib/file", "of the machine")
 		large := strings.Repeat("changed", 100)
 		put(t, dir, state(one)+"/etc/upper/a/b", large)
-		put(t, dir, state(one)+"/etc/work/rest", "")
+		put(t, dir, filepath.Join(state(one), "etc", "work", "rest"), "")
 		if err := errors.Join(before(dir), carry(dir)); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}

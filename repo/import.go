@@ -328,7 +328,7 @@ func (i *Import) Commit() error {
 	return i.publishAll()
 }
 
-// publishAll makes objects and names visible that have been put and given so far. The caller holds the lock.
+// publishAll makes objects and names visible that have been put and given so far. The caller holds the lock, which is let go meanwhile.
 func (i *Import) publishAll() error {
 	i.awaitFlush() // which may be of another checkpoint
 	names, objects := i.names, i.stats.Objects
