@@ -19,6 +19,10 @@ const (
 )
 
 func (i *Import) add(d fsverity.Digest, t *temp, size int64) error {
+	if err := t.finish(); err != nil {
+		t.discard()
+		return err
+	}
 	if i.store {
 		if err := unix.Fchmod(t.fd, 0o644); err != nil {
 			t.discard()
@@ -100,6 +104,11 @@ func (i *Import) flush(list map[fsverity.Digest]*temp) error {
 		return nil
 	}
 	var failed error
+	for d, t := range list {
+		if err := t.wait(); err != nil {
+			failed = fmt.Errorf("object %v: %w", d, err)
+		}
+	}
 	if err := unix.Syncfs(int(i.objects.Fd())); err != nil {
 		failed = os.NewSyscallError("syncfs", err)
 	}

@@ -25,13 +25,26 @@ func (i *Import) have(d fsverity.Digest, content []byte) (bool, error) {
 	if ok {
 		return true, nil
 	}
-	ok, err := i.sound(d, content)
+	var err error
+	if i.empty {
+		// What somebody else has brought since then publish finds.
+		ok = i.r.knows(d)
+	} else {
+		ok, err = i.sound(d, content)
+	}
 	if ok {
 		i.mu.Lock()
 		i.stats.Reused++
 		i.mu.Unlock()
 	}
 	return ok, err
+}
+
+// knows reports whether an object has been measured, or written, by this process.
+func (r *Repo) knows(d fsverity.Digest) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.verified[d]
 }
 
 // fanout returns a descriptor of the directory of an object, -1 if it is not there and is not to be made.
@@ -64,10 +77,7 @@ func (i *Import) fanout(d fsverity.Digest, create bool) (int, error) {
 
 // sound reports whether an object is there and has its digest. It is measured once.
 func (i *Import) sound(d fsverity.Digest, content []byte) (bool, error) {
-	i.r.mu.Lock()
-	known := i.r.verified[d]
-	i.r.mu.Unlock()
-	if known {
+	if i.r.knows(d) {
 		return true, nil
 	}
 	dir, err := i.fanout(d, false)

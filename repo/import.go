@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -40,7 +41,10 @@ type Import struct {
 	empty   bool        // there were no objects when the import began
 	plain   atomic.Bool // the file system has no fs-verity
 	clones  atomic.Bool // it may share data between files
-	store   bool        // see BeginStore
+	aligned sync.Once
+	align   int           // see directAlign
+	writes  chan struct{} // see blocks
+	store   bool          // see BeginStore
 
 	fanMu sync.Mutex
 	fan   [256]int // descriptors of objects/00 to ff, 0 where there is none yet
@@ -89,9 +93,23 @@ func newImport(r *Repo, objects *os.File, release func()) *Import {
 	i := &Import{r: r, objects: objects, release: release, pending: map[fsverity.Digest]*temp{}, empty: len(names) == 0}
 	i.batch = batchSize()
 	i.clones.Store(true)
+	i.writes = make(chan struct{}, 4+2*runtime.GOMAXPROCS(0))
 	i.flushed = sync.NewCond(&i.mu)
 	i.buffers.New = func() any { return &buffer{d: fsverity.NewDigester(r.Algorithm())} }
 	return i
+}
+
+// newTemp makes a file for an object.
+func (i *Import) newTemp() (*temp, error) {
+	t, err := newTemp(i.objects, i.r.dir)
+	if err != nil || i.r.keepCached {
+		return t, err
+	}
+	i.aligned.Do(func() { i.align = directAlign(t.fd) })
+	if i.align > 0 {
+		t.blocks = &blocks{align: i.align, writes: i.writes}
+	}
+	return t, nil
 }
 
 // batchSize returns how many objects may wait for the disk: two batches are open at a time, besides 256 directories and what
@@ -157,9 +175,12 @@ func (i *Import) putContent(d fsverity.Digest, content []byte) error {
 	if have, err := i.have(d, content); have || err != nil {
 		return err
 	}
-	t, err := newTemp(i.objects, i.r.dir)
+	t, err := i.newTemp()
 	if err != nil {
 		return err
+	}
+	if len(content) < directSize {
+		t.blocks = nil
 	}
 	if _, err := t.Write(content); err != nil {
 		t.discard()
@@ -185,7 +206,7 @@ func (i *Import) putLarge(d *fsverity.Digester, r io.Reader, size int64) (fsveri
 		}
 		d.Reset()
 	}
-	t, err := newTemp(i.objects, i.r.dir)
+	t, err := i.newTemp()
 	if err != nil {
 		return fsverity.Digest{}, err
 	}
@@ -217,7 +238,7 @@ func expect(n, size int64, err error) error {
 // clone makes a file that shares its data with an open one, nil where that is not possible. The clone is what is hashed: the
 // file may change meanwhile, the clone does not.
 func (i *Import) clone(fd uintptr) *temp {
-	t, err := newTemp(i.objects, i.r.dir)
+	t, err := i.newTemp()
 	if err != nil {
 		return nil // the other way will say why
 	}
@@ -246,7 +267,7 @@ func (i *Import) putImage(write func(io.Writer) error, ref string) (fsverity.Dig
 			return fsverity.Digest{}, err
 		}
 	}
-	t, err := newTemp(i.objects, i.r.dir)
+	t, err := i.newTemp()
 	if err != nil {
 		return fsverity.Digest{}, err
 	}

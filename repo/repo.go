@@ -64,6 +64,7 @@ type Config struct {
 type Options struct {
 	RequireVerity bool // an error if the repository does not require fs-verity
 	Upgrade       bool // write the meta.json of a repository from the time before it
+	KeepCached    bool // what is stored will be read soon: it stays in memory where possible
 }
 
 // Repo is an open repository. It may be used from several goroutines.
@@ -74,6 +75,8 @@ type Repo struct {
 	meta     Meta
 	verity   bool   // objects must have fs-verity enabled
 	readOnly string // why it cannot be changed
+
+	keepCached bool
 
 	digesters sync.Pool // of *fsverity.Digester, with their buffers
 
@@ -117,7 +120,7 @@ func Open(path string, o Options) (*Repo, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Repo{path: path, dir: dir, objects: "objects/", verified: map[fsverity.Digest]bool{}}
+	r := &Repo{path: path, dir: dir, objects: "objects/", keepCached: o.KeepCached, verified: map[fsverity.Digest]bool{}}
 	if err := r.open(o); err != nil {
 		dir.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)

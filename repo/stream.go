@@ -75,7 +75,7 @@ func (i *Import) PutStream(w *splitstream.Writer) (d fsverity.Digest, added int6
 	if err != nil {
 		return d, 0, err
 	}
-	t, err := newTemp(i.objects, i.r.dir)
+	t, err := i.newTemp()
 	if err != nil {
 		return d, 0, err
 	}

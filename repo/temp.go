@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -15,10 +16,11 @@ import (
 // temp is a file that has no name yet or, on file systems that need one, a name in tmp/. It is a plain descriptor: an import
 // makes hundreds of thousands of them, and an os.File costs several system calls each.
 type temp struct {
-	fd   int
-	file *os.File // of fd, once it has been sealed
-	dir  *os.File // where name is
-	name string   // "" if the file has none
+	fd     int
+	file   *os.File // of fd, once it has been sealed
+	dir    *os.File // where name is
+	name   string   // "" if the file has none
+	blocks *blocks  // of a file that is written past the page cache
 }
 
 // noUnnamed makes newTemp do without unnamed files. Only tests set it.
@@ -67,11 +69,20 @@ func retry(f func() (int, error)) (int, error) {
 
 // Write appends to the file.
 func (t *temp) Write(b []byte) (int, error) {
+	if t.blocks != nil {
+		t.collect(b)
+		return len(b), nil
+	}
+	n, err := t.write(b)
+	return n, os.NewSyscallError("write", err)
+}
+
+func (t *temp) write(b []byte) (int, error) {
 	done := 0
 	for done < len(b) {
 		n, err := retry(func() (int, error) { return unix.Write(t.fd, b[done:]) })
 		if err != nil {
-			return done, os.NewSyscallError("write", err)
+			return done, err
 		}
 		done += n
 	}
@@ -124,12 +135,27 @@ func (t *temp) link(dir int, name string) error {
 			t.name = ""
 		}
 	} else {
-		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", t.fd), dir, name, unix.AT_SYMLINK_FOLLOW)
+		err = linkUnnamed(t.fd, dir, name)
 	}
 	if err != nil {
 		return &os.LinkError{Op: "link", Old: "new file", New: name, Err: err}
 	}
 	return nil
+}
+
+// noEmptyPath tells that the kernel links no descriptors: before Linux 6.10 that takes CAP_DAC_READ_SEARCH.
+var noEmptyPath atomic.Bool
+
+// linkUnnamed gives an open file a name. By its descriptor that is faster than by its link in /proc.
+func linkUnnamed(fd, dir int, name string) error {
+	if !noEmptyPath.Load() {
+		err := unix.Linkat(fd, "", dir, name, unix.AT_EMPTY_PATH)
+		if err != unix.ENOENT {
+			return err
+		}
+		noEmptyPath.Store(true)
+	}
+	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), dir, name, unix.AT_SYMLINK_FOLLOW)
 }
 
 // replace gives the file a name that another file has.
@@ -147,6 +173,10 @@ func (t *temp) replace(dir int, name string) error {
 
 // discard closes the file, and removes it if it has no name but the one in tmp/.
 func (t *temp) discard() {
+	if t.blocks != nil {
+		t.wait()
+		t.drop()
+	}
 	if t.name != "" {
 		unix.Unlinkat(int(t.dir.Fd()), t.name, 0)
 	}

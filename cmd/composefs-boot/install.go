@@ -267,7 +267,7 @@ func (a *app) installDisk(ctx context.Context, source string, f installFlags) (e
 	if _, err := repo.Init(repository, config); err != nil {
 		return err
 	}
-	r, err := repo.Open(repository, repo.Options{})
+	r, err := repo.Open(repository, repo.Options{KeepCached: true})
 	if err != nil {
 		return err
 	}
