@@ -67,7 +67,7 @@ func (p *pull) fetch(ctx context.Context, l link, j *journal, have *Objects, sta
 	extra := newObjects(a, l.c)
 	n, every := p.o.InFlight, checkpointFarTime
 	if n <= 0 {
-		n, every = runtime.GOMAXPROCS(0), checkpointTime
+		n, every = 2*runtime.GOMAXPROCS(0), checkpointTime
 	}
 	f := &fetcher{p: p, ctx: ctx, stop: stop, j: j, bases: append([]*Objects{have, extra}, p.bases...), seen: map[ObjectName]bool{},
 		batch: min(batchBytes, allBatches/n), every: every, got: newObjects(a, l.c), fresh: newObjects(a, l.c), saved: time.Now()}

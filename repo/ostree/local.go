@@ -127,6 +127,14 @@ func (l *Local) Close() error {
 
 // openObject opens a file below objects/, with more flags.
 func (l *Local) openObject(path string, flags int) (*os.File, error) {
+	fd, err := l.descriptor(path, flags)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func (l *Local) descriptor(path string, flags int) (int, error) {
 	path = strings.TrimPrefix(path, "objects/")
 	for {
 		fd, err := unix.Openat(int(l.objects.Fd()), path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -134,11 +142,11 @@ func (l *Local) openObject(path string, flags int) (*os.File, error) {
 		case unix.EINTR:
 			continue
 		case nil:
-			return os.NewFile(uintptr(fd), path), nil
+			return fd, nil
 		case unix.ENOENT:
-			return nil, fmt.Errorf("%s: objects/%s: %w", l.Path, path, ErrNotFound)
+			return -1, fmt.Errorf("%s: objects/%s: %w", l.Path, path, ErrNotFound)
 		}
-		return nil, &os.PathError{Op: "open", Path: filepath.Join(l.Path, "objects", path), Err: err}
+		return -1, &os.PathError{Op: "open", Path: filepath.Join(l.Path, "objects", path), Err: err}
 	}
 }
 
@@ -185,15 +193,23 @@ func (l *Local) File(ctx context.Context, c Checksum) (*File, error) {
 
 func (l *Local) file(c Checksum) (*File, error) {
 	path := ObjectName{c, KindFile}.Path(l.Mode == Archive)
+	if l.Mode == Archive {
+		fd, err := l.descriptor(path, unix.O_RDONLY)
+		if err != nil {
+			return nil, err
+		}
+		z, err := openFilez(fd)
+		if err != nil {
+			return nil, err
+		}
+		return OpenFilez(z)
+	}
 	f, err := l.openObject(path, unix.O_RDONLY)
 	if errors.Is(err, unix.ELOOP) { // a symbolic link
 		f, err = l.openObject(path, unix.O_PATH)
 	}
 	if err != nil {
 		return nil, err
-	}
-	if l.Mode == Archive {
-		return OpenFilez(f)
 	}
 	h, err := l.header(f, path)
 	if err == nil {
