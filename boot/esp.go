@@ -184,46 +184,6 @@ func (f Place) equals(other io.Reader) (bool, error) {
 	}
 }
 
-// loaderFate decides about a boot loader's file that differs from what is there. Another boot loader stays, for other systems
-// may need it; so does a newer systemd-boot, and a configuration, which has become its owner's.
-func (f Place) loaderFate(there *os.File) (Fate, error) {
-	if _, err := there.Seek(0, io.SeekStart); err != nil {
-		return "", err
-	}
-	theirs, err := loaderVersion(there)
-	if err != nil || theirs == "" {
-		return Kept, err
-	}
-	r, err := f.Open()
-	if err != nil {
-		return "", err
-	}
-	defer r.Close()
-	ours, err := loaderVersion(r)
-	if err != nil || bls.CompareVersions(theirs, ours) > 0 {
-		return Kept, err
-	}
-	return Write, nil
-}
-
-// maxLoader limits what is searched of a boot loader, in bytes; systemd-boot has about 150 KiB.
-const maxLoader = 16 << 20
-
-// loaderVersion finds the mark that systemd-boot has in its binary, "#### LoaderInfo: systemd-boot VERSION ####", by which
-// bootctl knows it, too. It returns the version, or "" for anything else.
-func loaderVersion(r io.Reader) (string, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxLoader))
-	if err != nil {
-		return "", err
-	}
-	_, after, _ := bytes.Cut(b, []byte("#### LoaderInfo: systemd-boot "))
-	version, _, ended := bytes.Cut(after[:min(len(after), 256)], []byte(" ####"))
-	if !ended {
-		return "", nil
-	}
-	return string(version), nil
-}
-
 // Execute writes what is to be written. Files get their names when they are whole, and what makes the system appear in the
 // menu comes when everything else is on the disk: whenever the power fails, what booted before boots.
 func (e ESPPlan) Execute() error {

@@ -91,13 +91,6 @@ type Plan struct {
 	Carry *Carry
 }
 
-// efiNames are the names of the boot loader by architecture: in the tree and at the place where firmware looks.
-var efiNames = map[string][2]string{
-	"amd64":   {"systemd-bootx64.efi", "BOOTX64.EFI"},
-	"arm64":   {"systemd-bootaa64.efi", "BOOTAA64.EFI"},
-	"riscv64": {"systemd-bootriscv64.efi", "BOOTRISCV64.EFI"},
-}
-
 // errNoKernel tells what a tree needs.
 var errNoKernel = errors.New("nothing to boot in the tree: put the kernel at usr/lib/modules/VERSION/vmlinuz and its " +
 	"initramfs beside it as initramfs.img, or a unified kernel image into boot/EFI/Linux")
@@ -171,46 +164,6 @@ func (d Deployment) line(image karg.Image) string {
 func text(name, content string) Place {
 	return Place{Path: name, Size: int64(len(content)),
 		Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil }}
-}
-
-// loaderFiles are systemd-boot, from the tree, and its configuration.
-func loaderFiles(s System, d Deployment) ([]Place, error) {
-	names, ok := efiNames[d.Arch]
-	if !ok {
-		return nil, fmt.Errorf("architecture %s: no boot loader is known for it", d.Arch)
-	}
-	const dir = "/usr/lib/systemd/boot/efi/"
-	loader := regular(s.Tree, dir+names[0]+".signed")
-	if loader == nil || d.Sign != nil {
-		if unsigned := regular(s.Tree, dir+names[0]); unsigned != nil {
-			loader = unsigned
-		}
-	}
-	if loader == nil {
-		return nil, fmt.Errorf("no boot loader in the tree: add %s%s (Debian: systemd-boot-efi)", dir[1:], names[0])
-	}
-	config := "timeout 3\nconsole-mode keep\neditor no\n"
-	if d.Enroll != nil {
-		config += "secure-boot-enroll if-safe\n" // by itself in virtual machines only: some hardware does not survive it
-	}
-	c, err := d.Scratch.content(s, *loader)
-	if err == nil && d.Sign != nil {
-		c, err = d.Sign.sign(c, d.Scratch)
-	}
-	if err == nil {
-		err = d.verify(c)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", loader.Path, err)
-	}
-	list := []Place{contentPlace("EFI/BOOT/"+names[1], c), contentPlace("EFI/systemd/"+names[0], c), text("loader/loader.conf", config)}
-	for k := range list {
-		list[k].Loader = true
-	}
-	if d.Enroll != nil {
-		list = append(list, d.Enroll.files...)
-	}
-	return list, nil
 }
 
 // entryFiles adds the kernel, its initramfs and the type 1 entry that names them. It returns the SHA-256 of kernel and
