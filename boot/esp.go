@@ -84,15 +84,15 @@ func (p Plan) PlanESP(dir string) (ESPPlan, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return e, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	e.Free = int64(st.Bavail) * st.Bsize
+	e.Free = int64(st.Bavail)*st.Bsize + p.Freed
 	if len(files) > 0 {
 		if e.Need, err = disk.FATUsage(files, st.Bsize); err != nil {
 			return e, fmt.Errorf("%s: %w", dir, err)
 		}
 	}
 	if e.Need > e.Free {
-		return e, fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, or use a larger partition",
-			dir, e.Need, e.Free)
+		return e, fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, with composefs-boot prune for example, "+
+			"or use a larger partition", dir, e.Need, e.Free)
 	}
 	return e, nil
 }

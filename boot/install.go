@@ -89,6 +89,8 @@ type Plan struct {
 	Var *fstree.Inode
 	// Carry is what comes from another deployment, see PlanCarry; nil: nothing.
 	Carry *Carry
+	// Freed is what is removed from the ESP before the plan is carried out, in bytes, see PrunePlan.
+	Freed int64
 }
 
 // errNoKernel tells what a tree needs.
@@ -101,7 +103,6 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	if s.Format == erofs.V2 {
 		version = 2
 	}
-	hexDigest := s.Digest.String()
 	image := karg.Make(s.Digest, version, d.Insecure)
 	line := d.line(image)
 	if c, err := karg.Parse(line); err != nil || c.Images[0] != image {
@@ -109,7 +110,7 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	}
 	p := Plan{Digest: s.Digest, Karg: line, State: statePath(s.Digest)}
 	if d.ID == "" {
-		d.ID = "composefs-" + hexDigest[:32]
+		d.ID = entryID(s.Digest)
 	}
 	if !d.NoLoader {
 		loader, err := loaderFiles(s, d)
@@ -195,7 +196,7 @@ func (p *Plan) entryFiles(s System, d Deployment) (sum string, err error) {
 	}
 	sum = hex.EncodeToString(h.Sum(nil))
 	// Deployments with the same kernel share its files, as with bootc.
-	dir := "EFI/Linux/bootc_composefs-" + sum
+	dir := unifiedDir + kernelPrefix + sum
 	entry := &bls.Entry{}
 	set := func(key string, values ...string) {
 		if err == nil {
