@@ -27,3 +27,6 @@ func (p PrunePlan) ExecuteUntil(n int, r *repo.Repo) (more bool, err error) {
 	}
 	return n < len(steps), nil
 }
+
+// MergeEtc is what a machine with all of /etc in its state gets.
+var MergeEtc = mergeEtc

@@ -87,6 +87,8 @@ type Plan struct {
 	ESPSize int64   // bytes of ESP, the sum
 	// Var is what /var begins with, from the image; nil if it has none.
 	Var *fstree.Inode
+	// Etc is what /etc begins with, if the state has all of it; nil if the state has the changes to that of the image.
+	Etc *fstree.Inode
 	// Carry is what comes from another deployment, see PlanCarry; nil: nothing.
 	Carry *Carry
 	// Freed is what is removed from the ESP before the plan is carried out, in bytes, see PrunePlan.
@@ -141,7 +143,11 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 			p.Var = unlinked(v)
 		}
 	}
-	return p, nil
+	binds, err := s.bindsEtc()
+	if etc := s.Tree.Lookup("etc"); binds && etc != nil && etc.Dir() != nil {
+		p.Etc = unlinked(etc)
+	}
+	return p, err
 }
 
 // line is the kernel command line. The native initramfs follows init= in front of the image alone, where nobody can have
@@ -268,11 +274,19 @@ func (p Plan) StateTree() (*fstree.Tree, error) {
 		}
 		return d
 	}
-	dir(p.State + "/etc")
+	if p.Etc != nil {
+		dir(p.State).Set("etc", p.Etc)
+	} else {
+		dir(p.State + "/etc")
+	}
 	switch {
 	case p.Carry != nil:
 		dir(p.State).Set("var", &fstree.Inode{Perm: 0o777, Nlink: 1, Content: fstree.Symlink(p.Carry.link)})
-		if p.Carry.etc != nil {
+		switch {
+		case p.Carry.etc == nil:
+		case p.Etc != nil:
+			dir(p.State).Set("etc", p.Carry.etc)
+		default:
 			dir(p.State+"/etc").Set("upper", p.Carry.etc)
 		}
 	case p.Var != nil:

@@ -273,7 +273,7 @@ func (u *upgrade) install(ctx context.Context) error {
 		return err
 	}
 	if s.Digest != u.booted.Digest {
-		if err := plan.PlanCarry(ctx, u.h.Root, u.booted.Digest); err != nil {
+		if err := plan.PlanCarry(ctx, u.h.Root, u.booted.Digest, u.r); err != nil {
 			return err
 		}
 	}
