@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -221,6 +222,14 @@ func (e ESPPlan) Execute() error {
 	return syncAll(root)
 }
 
+// temporaryName is what a file is called until it is whole.
+func temporaryName() string { return "." + rand.Text()[:12] + ".tmp" }
+
+func isTemporary(name string) bool {
+	letters := strings.TrimSuffix(strings.TrimPrefix(name, "."), ".tmp")
+	return name == "."+letters+".tmp" && len(letters) == 12 && strings.Trim(letters, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
+
 func writeFile(root *os.Root, f Place) error {
 	if err := root.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
 		return err
@@ -230,7 +239,7 @@ func writeFile(root *os.Root, f Place) error {
 		return err
 	}
 	defer r.Close()
-	temporary := path.Dir(f.Path) + "/." + rand.Text()[:12] + ".tmp"
+	temporary := path.Join(path.Dir(f.Path), temporaryName())
 	w, err := root.OpenFile(temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err

@@ -45,6 +45,7 @@ type PrunePlan struct {
 	Remove     []Removal
 	Stay       []Stay
 	Unfinished []fsverity.Digest // systems of which an interrupted run has left state under a name of its own
+	Temporary  []string          // files on the ESP that an interrupted run has not given their names
 	Bytes      int64             // that get free on the ESP
 
 	deployed map[fsverity.Digest]bool // their images keep their names, whatever is unfinished
@@ -117,6 +118,9 @@ func (h *Host) PlanPrune(o PruneOptions) (p PrunePlan, err error) {
 			return p, fmt.Errorf("%s: %w", h.ESP, err)
 		}
 		p.Bytes += r.Bytes
+	}
+	if err := p.findTemporary(esp); err != nil {
+		return p, fmt.Errorf("%s: %w", h.ESP, err)
 	}
 	p.Unfinished, err = unfinished(root)
 	return p, err
@@ -308,6 +312,31 @@ func (r *Removal) findFiles(esp *os.Root, u used) error {
 			return err
 		}
 		r.Files, r.Bytes = append(r.Files, name), r.Bytes+n
+	}
+	return nil
+}
+
+// findTemporary finds what writeFile has left where a power cut came before the rename, if it does not go with a system.
+func (p *PrunePlan) findTemporary(esp *os.Root) error {
+	for _, dir := range []string{"EFI/BOOT", "EFI/systemd", path.Clean(unifiedDir), "loader"} {
+		err := fs.WalkDir(esp.FS(), dir, func(name string, e fs.DirEntry, err error) error {
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				return nil
+			case err != nil:
+				return err
+			case slices.ContainsFunc(p.Remove, func(r Removal) bool { return slices.Contains(r.Files, name) }):
+				return fs.SkipDir
+			case !e.Type().IsRegular() || !isTemporary(e.Name()):
+				return nil
+			}
+			n, err := diskUsage(esp, name)
+			p.Temporary, p.Bytes = append(p.Temporary, name), p.Bytes+n
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -325,12 +325,21 @@ func TestPrunePowerCut(t *testing.T) {
 		// A state that an interrupted install has left, and one of a system that is there again.
 		put(t, h.root, "state/."+hostDigest(t, 6).String()+".new/etc/rest", "")
 		put(t, h.root, "state/."+hostDigest(t, 5).String()+".old/etc/rest", "")
+		// Files that have not got their names, and some that others call so.
+		for _, dir := range []string{"EFI/Linux/", "EFI/BOOT/", "loader/entries/", "EFI/Linux/bootc_composefs-" + kernelSum("b") + "/"} {
+			put(t, h.esp, dir+".ABCDEFGH2345.tmp", "")
+			put(t, h.esp, dir+".abcdefgh2345.tmp", "")
+			put(t, h.esp, dir+"ABCDEFGH2345.tmp", "")
+		}
 		return h, boot.PruneOptions{Keep: 2, Booted: hostDigest(t, 5)}
 	}
 	h, o := machine(t)
 	check(t, h.plan(o).Execute(context.Background(), h.r, repo.LockOptions{}))
 	h.boots("whole")
 	want := h.files()
+	if n := strings.Count(strings.Join(want, "\n"), "h2345.tmp"); n != 4 || strings.Contains(strings.Join(want, "\n"), "/.ABCDEFGH2345.tmp") {
+		t.Errorf("temporary files: %q", want)
+	}
 	host := readHost(t, h.root, h.esp)
 	if len(host.Deployments) != 2 || len(host.Entries) != 2 || host.Find(hostDigest(t, 5)) == nil || host.Find(hostDigest(t, 4)) == nil {
 		t.Fatalf("%+v", host)

@@ -36,7 +36,9 @@ func unfinished(root *os.Root) (list []fsverity.Digest, err error) {
 }
 
 // Nothing reports whether there is nothing to remove.
-func (p PrunePlan) Nothing() bool { return len(p.Remove) == 0 && len(p.Unfinished) == 0 }
+func (p PrunePlan) Nothing() bool {
+	return len(p.Remove) == 0 && len(p.Unfinished) == 0 && len(p.Temporary) == 0
+}
 
 // ImageRefs are the names of images in the repository that go, without "images/refs/".
 func (p PrunePlan) ImageRefs() []string {
@@ -97,7 +99,7 @@ func (p PrunePlan) steps(ctx context.Context, esp, root *os.Root, r *repo.Repo, 
 	sync := func(root *os.Root) {
 		steps = append(steps, func() error { return syncAll(root) })
 	}
-	var files []string
+	files := slices.Clone(p.Temporary)
 	// Systems may share files: all entries go first, so that none names what is gone.
 	for _, s := range p.Remove {
 		for _, e := range s.Entries {

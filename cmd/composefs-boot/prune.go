@@ -236,7 +236,7 @@ func (a *app) printPrune(r pruneResult) {
 	for _, s := range r.Stay {
 		fmt.Fprintf(a.out, "stays    %s: %s\n", s.Digest.String()[:12], s.Why)
 	}
-	if len(r.Removed) > 0 || r.Objects > 0 {
+	if r.ESP > 0 || r.Objects > 0 {
 		fmt.Fprintf(a.out, "%s %s on the ESP, %d objects of %s\n", freed, size(r.ESP), r.Objects, size(r.Bytes))
 	}
 }
