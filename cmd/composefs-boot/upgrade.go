@@ -68,7 +68,8 @@ this frees; --keep N has more of them stay, and composefs-boot pin one of them. 
 system partition has, it takes the place of that; if that is signed, the new one must be, too, by the flags or by the same signer. Other
 boot loaders, and newer ones, are left as they are.
 
-A unified kernel image is installed if the image brings one, or made, if the booted system has one, with the flags of install.`,
+A unified kernel image is installed if the image brings one, or made, if the booted system has one, with the flags of install: with an
+initramfs made here, if the booted one has such.`,
 		Example: `  composefs-boot upgrade && systemctl reboot
   composefs-boot upgrade --check            # what would be downloaded
   composefs-boot upgrade --dry-run          # what would be written; what is downloaded for that stays for the upgrade`,
@@ -379,6 +380,9 @@ func (u *upgrade) plan(ctx context.Context, from *treeSource, s boot.System, scr
 				"say --secureboot-private-key and --secureboot-certificate, or take an image that brings its own in boot/EFI/Linux")
 		}
 		u.f.uki.make = true
+		if u.booted.Origin.Native && u.f.uki.initrd == "" {
+			u.f.uki.initrd = nativeInitrd
+		}
 	}
 	if err := u.f.uki.deploy(ctx, from.name, s, now, &d); err != nil {
 		return boot.Plan{}, err
