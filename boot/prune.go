@@ -248,10 +248,11 @@ type used struct {
 	texts   string // of entries
 	unified map[string]bool
 	planned []string
+	taken   map[string]bool // directories that go with a system already: two may share one
 }
 
 func newUsed(texts map[string]string, entries []Entry, going map[string]bool, plan *Plan) used {
-	u := used{unified: map[string]bool{}}
+	u := used{unified: map[string]bool{}, taken: map[string]bool{}}
 	for name, text := range texts {
 		if !going[name] {
 			u.texts += text + "\n"
@@ -304,9 +305,10 @@ func (r *Removal) findFiles(esp *os.Root, u used) error {
 		sum, kernel := strings.CutPrefix(lower, kernelPrefix)
 		kernel = kernel && isSHA256(sum) && (r.Origin.BootType != "uki" && sum == r.Origin.BootDigest || r.boots(lower))
 		beside := strings.HasSuffix(lower, extraSuffix) && (slices.Contains(ids, lower) || strings.HasPrefix(lower, entryID(r.Digest)))
-		if !d.IsDir() || !kernel && !beside || u.names(name) {
+		if !d.IsDir() || !kernel && !beside || u.names(name) || u.taken[name] {
 			continue
 		}
+		u.taken[name] = true
 		n, err := diskUsage(esp, name)
 		if err != nil {
 			return err

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/composefs-boot/composefs-boot/boot"
 	"github.com/composefs-boot/composefs-boot/internal/vm"
 	"github.com/composefs-boot/composefs-boot/repo"
@@ -106,6 +108,18 @@ func (h *oldHost) files() []string {
 		})
 	}
 	return list
+}
+
+// espUsage returns how many bytes of the disk the ESP has.
+func (h *oldHost) espUsage() (n int64) {
+	filepath.WalkDir(h.esp, func(p string, _ fs.DirEntry, err error) error {
+		check(h.t, err)
+		var st unix.Stat_t
+		check(h.t, unix.Lstat(p, &st))
+		n += st.Blocks * 512
+		return nil
+	})
+	return n
 }
 
 // boots checks that every system in the menu has what it boots with.
@@ -334,8 +348,12 @@ func TestPrunePowerCut(t *testing.T) {
 		return h, boot.PruneOptions{Keep: 2, Booted: hostDigest(t, 5)}
 	}
 	h, o := machine(t)
-	check(t, h.plan(o).Execute(context.Background(), h.r, repo.LockOptions{}))
+	before, p := h.espUsage(), h.plan(o)
+	check(t, p.Execute(context.Background(), h.r, repo.LockOptions{}))
 	h.boots("whole")
+	if freed := before - h.espUsage(); p.Bytes != freed || freed == 0 {
+		t.Errorf("%d bytes are free, %d were planned", freed, p.Bytes)
+	}
 	want := h.files()
 	if n := strings.Count(strings.Join(want, "\n"), "h2345.tmp"); n != 4 || strings.Contains(strings.Join(want, "\n"), "/.ABCDEFGH2345.tmp") {
 		t.Errorf("temporary files: %q", want)
