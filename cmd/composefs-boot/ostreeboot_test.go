@@ -37,7 +37,7 @@ esac
 
 // A Debian that was committed with ostree boots from its commit, verified, with its /usr/etc as /etc, and with the digest that other
 // commands find for it. It upgrades itself to the second commit from a web server, from which it fetches the changed objects alone, by
-// the key that the install has left there, and boots that. Kernel, initramfs and command line are unified images, made of the commits.
+// the key that the install has left there, and boots that with the boot loader that it brings. Kernel, initramfs and command line are unified images, made of the commits.
 func TestGuestBootsCommit(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	dir := t.TempDir()
@@ -75,10 +75,18 @@ func TestGuestBootsCommit(t *testing.T) {
 		t.Errorf("installed %s, want %s", installed.Digest, first)
 	}
 	before := len(p.objects())
+	// The second one has a newer boot loader, too.
+	const loader = "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+	program, err := os.ReadFile(in("tree/" + loader))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := strings.ReplaceAll(string(program), "systemd-boot 257.", "systemd-boot 258.")
+	putFile(t, in("more/"+loader), newer)
 	two := p.commit(2, key, "ref=os/stable", version("more", "two"))
 	second := digest(source)
 	changed := len(p.objects()) - before
-	if changed != 3 || second == first || one == two {
+	if changed != 4 || second == first || one == two {
 		t.Fatalf("%d files have changed", changed)
 	}
 	p.requests("")
@@ -91,8 +99,9 @@ func TestGuestBootsCommit(t *testing.T) {
 	m.Expect(`upgrade-test: commit   `+two, never)
 	m.Expect(`upgrade-test: signed   by gpg `, never)
 	offered := m.Expect(`upgrade-test: new      [0-9.]+ [KM]iB, ([0-9]+) objects`, never)[1]
-	m.Expect(`upgrade-test: pulled   `+offered+` new objects, [0-9]+ metadata \+ 3 files of 3.0 MiB`, never)
+	m.Expect(`upgrade-test: pulled   `+offered+` new objects, [0-9]+ metadata \+ 4 files of 3.1 MiB`, never)
 	m.Expect(`upgrade-test: image   `+second, never)
+	m.Expect(`upgrade-test: loader   systemd-boot 258\.\S+ in place of 257\.`, never)
 	m.Expect(`upgrade-test: exit 0: composefs-boot -q upgrade`, never)
 	m.Expect(`composefs-setup-root: the root is image `+second+`, verified`, never)
 	m.Expect(`upgrade-test: boot 2, version two, etc changed, etc of two`, never)
