@@ -189,7 +189,7 @@ func (r *Remote) fetchIndexed(ctx context.Context) (*summary.Summary, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := &summary.Summary{}
+	all := &index.About
 	for _, name := range slices.Sorted(maps.Keys(index.Subsummaries)) {
 		b, err := r.subsummary(ctx, name, index.Subsummaries[name])
 		if err != nil {
@@ -200,6 +200,7 @@ func (r *Remote) fetchIndexed(ctx context.Context) (*summary.Summary, error) {
 			return nil, fmt.Errorf("subsummary %q: %w", name, err)
 		}
 		all.Collection = cmp.Or(all.Collection, s.Collection)
+		all.IndexedDeltas = all.IndexedDeltas || s.IndexedDeltas
 		all.Refs = append(all.Refs, s.Refs...)
 	}
 	slices.SortStableFunc(all.Refs, func(a, b summary.Ref) int { return strings.Compare(a.Name, b.Name) })
