@@ -55,7 +55,8 @@ func checkTag(name string) error {
 	return nil
 }
 
-func tagRef(name string) string { return tagDir + "/" + encoder.Replace(name) }
+// TagRef is the ref of a name of an image, below streams/refs.
+func TagRef(name string) string { return tagDir + "/" + encoder.Replace(name) }
 
 // resolve returns the image that a tag leads to.
 func resolve(r *repo.Repo, name string) (Digest, error) {
@@ -86,7 +87,7 @@ func SetTag(ctx context.Context, r *repo.Repo, image Digest, name string, l repo
 	if err != nil {
 		return err
 	}
-	if err := i.NameStream(stream, d, tagRef(name)); err != nil {
+	if err := i.NameStream(stream, d, TagRef(name)); err != nil {
 		return err
 	}
 	return i.Commit()
@@ -97,7 +98,7 @@ func Untag(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) e
 	if err := checkTag(name); err != nil {
 		return err
 	}
-	if err := r.RemoveStreamRef(ctx, tagRef(name), l); err != nil {
+	if err := r.RemoveStreamRef(ctx, TagRef(name), l); err != nil {
 		return fmt.Errorf("tag %q: %w", name, err)
 	}
 	return nil
@@ -177,7 +178,7 @@ func frees(ctx context.Context, r *repo.Repo, tags, refs []string, l repo.LockOp
 		return Freed{}, err
 	}
 	for _, name := range tags {
-		refs = append(refs, "streams/refs/"+tagRef(name))
+		refs = append(refs, "streams/refs/"+TagRef(name))
 	}
 	o.Without = refs
 	after, err := r.GC(ctx, o)
