@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -31,7 +32,8 @@ func labelCommit(ctx context.Context, s commitSource, system string) error {
 		return err
 	}
 	if policy == nil {
-		return fmt.Errorf("no SELinux policy: neither %s nor %s has a config that names one", policyPlaces[0], policyPlaces[1])
+		return fmt.Errorf("no SELinux policy: neither %s nor %s has a config that names one", filepath.Join(cmp.Or(system, "/"), policyPlaces[0]),
+			filepath.Join(cmp.Or(system, "/"), policyPlaces[1]))
 	}
 	if err := policy.Apply(s.tree); err != nil {
 		return err
