@@ -16,8 +16,9 @@ func (a *app) ostreeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "ostree",
 		Short: "Pull OSTree commits into the repository, look at them, publish them",
-		Long: `Pull OSTree commits into the repository, look at them, make others and publish them. A commit is named by the ref by which it was pulled, or another name that it
-was given; or by its checksum, or as many digits of it as no other commit begins with.`,
+		Long: `Pull OSTree commits into the repository, look at them, make others and publish them. A commit is named by the ref by which it was
+pulled, or another name that it was given; or by its checksum, or as many digits of it as no other commit begins with. A ^ behind it means
+the commit before.`,
 		Example: `  composefs-boot --repo r ostree pull-local --bootable /ostree/repo my-os/stable
   composefs-boot --repo r ostree images`,
 	}

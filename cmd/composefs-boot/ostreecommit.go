@@ -85,6 +85,8 @@ type ostreeCommitFlags struct {
 	orphan, noBindings, bootable, dry                              bool
 	strings, variants, detached, binds                             []string
 	uid, gid                                                       int64
+	modes, skips, policy                                           string
+	ownPolicy, ifChanged                                           bool
 	changes                                                        ostree.Changes
 	image                                                          sourceFlags
 	sign                                                           signFlags
@@ -112,6 +114,11 @@ func (f *ostreeCommitFlags) add(c *cobra.Command) {
 	flags.BoolVar(&f.changes.NoXattrs, "no-xattrs", false, "no extended attributes")
 	flags.BoolVar(&f.changes.ROExecutables, "mode-ro-executables", false, "take the permission to write away from executables")
 	flags.BoolVar(&f.changes.SkipSpecial, "skip-special", false, "leave out devices, pipes and sockets, which OSTree cannot hold")
+	flags.StringVar(&f.modes, "statoverride", "", "`FILE` with other permissions: lines of +NUMBER or =NUMBER, decimal, a space and a path")
+	flags.StringVar(&f.skips, "skip-list", "", "`FILE` with paths to leave out, one in each line")
+	flags.StringVar(&f.policy, "selinux-policy", "", "label files by the SELinux policy of the system in the directory `PATH`, which may be /")
+	flags.BoolVarP(&f.ownPolicy, "selinux-policy-from-base", "P", false, "label files by the SELinux policy in the tree itself")
+	flags.BoolVar(&f.ifChanged, "skip-if-unchanged", false, "make no commit if the parent has the same tree, and print that one's checksum")
 	flags.BoolVarP(&f.dry, "dry-run", "n", false, "print the checksum that the commit would have, and keep nothing")
 	f.image.add(c)
 	f.sign.add(c)
@@ -172,7 +179,24 @@ func (f *ostreeCommitFlags) describe() (d ostree.Description, err error) {
 	if err := f.changes.Check(); err != nil {
 		return d, usageError{err}
 	}
-	return d, nil
+	return d, f.readOverrides()
+}
+
+// readOverrides reads the files that say what becomes of single files.
+func (f *ostreeCommitFlags) readOverrides() error {
+	for path, read := range map[string]func(string) error{f.modes: f.changes.ReadModes, f.skips: f.changes.ReadSkips} {
+		if path == "" {
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if err := read(string(text)); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil
 }
 
 func (f *ostreeCommitFlags) time() (time.Time, error) {
@@ -211,7 +235,8 @@ type ostreeCommitResult struct {
 	Parent  string        `json:"parent,omitempty"`
 	Ref     string        `json:"ref,omitempty"`
 	Objects int           `json:"objects"`
-	Left    int           `json:"left_out"` // with --skip-special
+	Left    int           `json:"left_out"`          // with --skip-special
+	Skipped bool          `json:"skipped,omitempty"` // with --skip-if-unchanged: the commit is the parent
 	Image   string        `json:"image,omitempty"`
 	Images  []linkedImage `json:"images,omitempty"`
 	Karg    string        `json:"karg,omitempty"` // of the image to boot
@@ -226,8 +251,9 @@ func (a *app) ostreeCommitCommand() *cobra.Command {
 ref or digest; or an image or dumpfile as a file, whose contents are in the repository.
 
 The commit is the one that ostree commit makes of the same tree with the same options, of the same checksum. What OSTree cannot hold is
-lost: times, and extended attributes without a value. Devices, pipes and sockets are refused. ostree export writes the commit into an OSTree
-repository.
+lost: times, and extended attributes without a value. Devices, pipes and sockets are refused. Options change the tree in this order: owners,
+--mode-ro-executables, --statoverride and --skip-list, --canonical-permissions and --no-xattrs, SELinux labels. ostree export writes the
+commit into an OSTree repository.
 
 ` + signNames,
 		Example: `  composefs-boot --repo r ostree commit -b my-os/stable -s "Release 2" --bootable --add-metadata-string version=2 ./tree
@@ -239,6 +265,7 @@ repository.
 	f.add(c)
 	c.MarkFlagsMutuallyExclusive("branch", "orphan")
 	c.MarkFlagsMutuallyExclusive("body", "body-file")
+	c.MarkFlagsMutuallyExclusive("selinux-policy", "selinux-policy-from-base")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return a.withRepo(func(r *repo.Repo) error { return a.ostreeCommit(c.Context(), r, args[0], f) })
 	}
@@ -270,7 +297,15 @@ func (a *app) ostreeCommit(ctx context.Context, r *repo.Repo, name string, f ost
 	if err := source.read(ctx, name, f.image); err != nil {
 		return err
 	}
-	result := ostreeCommitResult{Ref: f.branch, Left: f.changes.Apply(source.tree)}
+	result := ostreeCommitResult{Ref: f.branch}
+	if result.Left, err = f.changes.Apply(source.tree); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if f.policy != "" || f.ownPolicy {
+		if err := labelCommit(ctx, source, f.policy); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
 	if !d.Parent.IsZero() {
 		result.Parent = d.Parent.String()
 	}
@@ -282,7 +317,14 @@ func (a *app) ostreeCommit(ctx context.Context, r *repo.Repo, name string, f ost
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	result.Commit, result.Objects = objects.Commit.String(), objects.Len()
-	if !f.dry {
+	if f.ifChanged && !d.Parent.IsZero() {
+		if result.Skipped, err = sameTree(r, objects, d.Parent); err != nil {
+			return err
+		}
+	}
+	if result.Skipped {
+		result.Commit = result.Parent
+	} else if !f.dry {
 		if err := a.storeCommit(ctx, r, i, objects, f, signers, &result); err != nil {
 			return err
 		}
@@ -292,6 +334,24 @@ func (a *app) ostreeCommit(ctx context.Context, r *repo.Repo, name string, f ost
 	}
 	fmt.Fprintln(a.out, result.Commit)
 	return nil
+}
+
+// sameTree reports whether a commit has the tree of its parent, which is here.
+func sameTree(r *repo.Repo, objects *ostree.Objects, parent ostree.Checksum) (bool, error) {
+	s, err := ostree.Open(r, parent.String())
+	if err != nil {
+		return false, fmt.Errorf("--skip-if-unchanged: %w", err)
+	}
+	before, err := s.Commit(r)
+	if err != nil {
+		return false, err
+	}
+	data, err := objects.Metadata(ostree.ObjectName{Checksum: objects.Commit, Kind: ostree.KindCommit})
+	if err != nil {
+		return false, err
+	}
+	now, err := ostree.ParseCommit(data)
+	return err == nil && now.RootTree == before.RootTree && now.RootMeta == before.RootMeta, err
 }
 
 // storeCommit keeps a commit.

@@ -266,6 +266,10 @@ func (f *deltaFlags) options(ctx context.Context, l *ostree.Local, to string) (o
 		err = usageError{fmt.Errorf("commit %v has none before it: say --empty, or --from COMMIT", o.To)}
 	default:
 		o.From = commit.Parent
+		_, err = l.Metadata(ctx, ostree.ObjectName{Checksum: o.From, Kind: ostree.KindCommit})
+		if errors.Is(err, ostree.ErrNotFound) {
+			err = fmt.Errorf("%w: it came before %v: say --empty, or --from COMMIT", err, o.To)
+		}
 	}
 	if err != nil {
 		return o, err

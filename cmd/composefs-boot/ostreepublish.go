@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,6 +15,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/publish"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/sign"
+	"github.com/composefs-boot/composefs-boot/repo/ostree/summary"
 )
 
 // ostreeSignResult is what ostree sign prints as JSON.
@@ -210,6 +214,7 @@ type ostreeSummaryResult struct {
 	Path    string      `json:"path"`
 	Refs    []ostreeRef `json:"refs"`
 	Deltas  int         `json:"deltas"`
+	Index   []string    `json:"index,omitempty"` // names of subsummaries
 	Schemes []string    `json:"signed_with"`
 }
 
@@ -220,24 +225,29 @@ func (a *app) ostreeSummaryCommand() *cobra.Command {
 		Long: `Write the file summary of the OSTree repository in the directory PATH: its refs and static deltas, by which readers on the network find
 them. Without --sign-key, signatures of an older summary are removed: they are not of this one.
 
+With --index, summary.idx and a smaller summary for each architecture that refs name are written besides, as flatpak reads them: who wants
+the refs of one fetches no others, and who has had an earlier one fetches what has changed. Once it is there, it is kept in step.
+
 ` + signNames,
-		Example: "  composefs-boot ostree summary --sign-key gpg=secret.gpg /srv/ostree",
-		Args:    exactly(1),
+		Example: `  composefs-boot ostree summary --sign-key gpg=secret.gpg /srv/ostree
+  composefs-boot ostree summary --index --sign-key gpg=secret.gpg /srv/flatpak`,
+		Args: exactly(1),
 	}
 	var f signFlags
 	f.add(c)
+	index := c.Flags().Bool("index", false, "write an index of smaller summaries, too")
 	dry := c.Flags().BoolP("dry-run", "n", false, "print what would be in it, and write nothing")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		signers, err := f.signers()
 		if err != nil {
 			return err
 		}
-		return a.ostreeSummary(c.Context(), args[0], signers, *dry)
+		return a.ostreeSummary(c.Context(), args[0], signers, *index, *dry)
 	}
 	return c
 }
 
-func (a *app) ostreeSummary(ctx context.Context, path string, signers []sign.Signer, dry bool) error {
+func (a *app) ostreeSummary(ctx context.Context, path string, signers []sign.Signer, index, dry bool) error {
 	to, err := publish.Open(ctx, path, a.lock())
 	if err != nil {
 		return err
@@ -248,13 +258,14 @@ func (a *app) ostreeSummary(ctx context.Context, path string, signers []sign.Sig
 		return err
 	}
 	s, err := to.Summarize(ctx, now)
+	result := ostreeSummaryResult{Path: path, Refs: []ostreeRef{}, Schemes: schemesOf(signers)}
 	if err == nil && !dry {
-		err = to.WriteSummary(s, signers...)
+		result.Index, err = writeSummary(to, s, signers, index)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	result := ostreeSummaryResult{Path: path, Refs: []ostreeRef{}, Deltas: len(s.Deltas), Schemes: schemesOf(signers)}
+	result.Deltas = len(s.Deltas)
 	for _, r := range s.Refs {
 		c := ostree.Checksum(r.Commit).String()
 		result.Refs = append(result.Refs, ostreeRef{r.Name, c})
@@ -266,5 +277,24 @@ func (a *app) ostreeSummary(ctx context.Context, path string, signers []sign.Sig
 		return printJSON(a.out, result)
 	}
 	fmt.Fprintf(a.out, "%d refs, %d static deltas\n", len(result.Refs), result.Deltas)
+	if len(result.Index) > 0 {
+		fmt.Fprintf(a.out, "index for %s\n", strings.Join(result.Index, ", "))
+	}
 	return nil
+}
+
+// writeSummary writes a summary, and the index if it is wanted or there is one. It returns the names of the subsummaries.
+func writeSummary(to *publish.Repository, s *summary.Summary, signers []sign.Signer, index bool) ([]string, error) {
+	if err := to.WriteSummary(s, signers...); err != nil {
+		return nil, err
+	}
+	there, err := to.Indexed()
+	if err != nil || !there && !index {
+		return nil, err
+	}
+	x, err := to.WriteIndex(s, signers...)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(x.Subsummaries)), nil
 }

@@ -78,8 +78,9 @@ func (a *app) ostreeRemotePullCommand() *cobra.Command {
 		Use:   "pull REMOTE|URL [REF...]",
 		Short: "Pull commits from an OSTree repository on a web server",
 		Long: `Pull commits from an OSTree repository on a web server, and make their composefs images. REMOTE is one that ostree remote list shows, or
-the URL of a repository in archive mode. REF is a ref, or the checksum of a commit; without any, the branches of the configuration are
-pulled. A ref becomes the name of the commit here, when everything is durable.
+the URL of a repository in archive mode; of a repository of any mode on this machine, file:///PATH; or of a list of mirrors,
+mirrorlist=URL or metalink=URL. REF is a ref, or the checksum of a commit; without any, the branches of the configuration are pulled. A ref
+becomes the name of the commit here, when everything is durable.
 
 Who may have signed the commits is configured with the remote: its keyring, or other keys. A remote that has keys has signed commits; all
 others are refused. If nothing says whom to trust, say --gpg-key FILE; or --no-verify, which trusts whoever answers; or name the commit by

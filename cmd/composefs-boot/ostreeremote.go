@@ -17,7 +17,8 @@ func (a *app) ostreeRemoteCommand() *cobra.Command {
 		Short: "Say where OSTree repositories are, and whom they trust",
 		Long: `Say where OSTree repositories are, and whom they trust. Remotes are kept in the directory ostree/remotes.d of the repository, in files as
 ostree.repo-config(5) describes; those of the machine in /etc/ostree/remotes.d count as well. A remote's keyring NAME.trustedkeys.gpg is
-beside its file. A remote without one trusts the keys in /usr/share/ostree/trusted.gpg.d.`,
+beside its file. A remote without one trusts the keys in /usr/share/ostree/trusted.gpg.d. Cookies that are to be sent are in
+NAME.cookies.txt, in the Netscape format, as ostree remote add-cookie and browsers write it.`,
 		Example: "  composefs-boot --repo r ostree remote add --gpg-import key.asc my-os https://ostree.example.org/repo",
 	}
 	c.AddCommand(a.remoteAddCommand(), a.remoteListCommand(), a.remoteShowCommand(), a.remoteDeleteCommand(), a.remoteImportCommand())
@@ -28,8 +29,8 @@ func (a *app) remoteAddCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "add NAME URL [BRANCH...]",
 		Short: "Add a remote",
-		Long: `Add a remote to the repository. URL may be that of a list of mirrors, a URL in each line: mirrorlist=URL. Branches are pulled if no refs
-are named.
+		Long: `Add a remote to the repository. URL is one of http or https; of a repository on this machine, file:///PATH; or of a list of mirrors, a URL
+in each line, mirrorlist=URL, or a metalink, which says what the summary must be, too, metalink=URL. Branches are pulled if no refs are named.
 
 Keys say who signs its commits: --gpg-import, or --sign-verify with ed25519 or spki. With --gpg-verify-summary the summary must be signed,
 too. --set has the other settings of ostree.repo-config(5).`,

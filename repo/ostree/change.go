@@ -15,30 +15,42 @@ type Changes struct {
 	NoXattrs      bool
 	ROExecutables bool // nobody may write to files that somebody may execute
 	SkipSpecial   bool // leave out what OSTree cannot hold
+	Overrides
 }
 
 // CanonicalPermissions are the changes for bare-user-only.
 var CanonicalPermissions = Changes{Canonical: true}
 
-// Apply changes the tree. It returns how many names were left out.
-func (c Changes) Apply(tree *fstree.Tree) (left int) {
+// Apply changes the tree. It returns how many names were left out because OSTree cannot hold what they are.
+func (c Changes) Apply(tree *fstree.Tree) (left int, err error) {
+	c.each(tree, func(i *fstree.Inode) {
+		if d := i.Dir(); d != nil && c.SkipSpecial {
+			left += skipSpecial(d)
+		}
+		c.owner(i)
+	})
+	if err := c.Overrides.apply(tree); err != nil {
+		return left, err
+	}
+	// Last, as ostree does: what cannot be is not, whatever is said of single files.
+	c.each(tree, c.canonical)
+	tree.CountLinks()
+	return left, nil
+}
+
+func (c Changes) each(tree *fstree.Tree, change func(*fstree.Inode)) {
 	seen := map[*fstree.Inode]bool{}
 	tree.Walk(func(_ string, i *fstree.Inode) error {
 		if seen[i] {
 			return nil
 		}
 		seen[i] = true
-		if d := i.Dir(); d != nil && c.SkipSpecial {
-			left += skipSpecial(d)
-		}
-		c.apply(i)
+		change(i)
 		return nil
 	})
-	tree.CountLinks()
-	return left
 }
 
-func (c Changes) apply(i *fstree.Inode) {
+func (c Changes) owner(i *fstree.Inode) {
 	if c.Owner != nil {
 		i.UID = *c.Owner
 	}
@@ -49,6 +61,9 @@ func (c Changes) apply(i *fstree.Inode) {
 	if c.ROExecutables && regular && i.Perm&0o111 != 0 {
 		i.Perm &^= 0o222
 	}
+}
+
+func (c Changes) canonical(i *fstree.Inode) {
 	if c.Canonical {
 		i.UID, i.GID = 0, 0
 		if i.Type() != fstree.TypeSymlink {

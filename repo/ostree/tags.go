@@ -50,8 +50,22 @@ func CheckTag(name string) error {
 }
 
 // Resolve returns the commit that a name leads to: a name it was given, its checksum, or the first digits of that if they are those of one
-// commit alone. The error is repo.ErrNotFound if there is none.
+// commit alone. A ^ behind it is the commit before that one, which is here or not. The error is repo.ErrNotFound if there is none.
 func Resolve(r *repo.Repo, name string) (Checksum, error) {
+	if of, ok := strings.CutSuffix(name, "^"); ok {
+		s, err := Open(r, of)
+		if err != nil {
+			return Checksum{}, err
+		}
+		c, err := s.Commit(r)
+		if err == nil && c.Parent.IsZero() {
+			err = fmt.Errorf("commit %v: no commit came before: %w", s.Checksum, repo.ErrNotFound)
+		}
+		if err != nil {
+			return Checksum{}, err
+		}
+		return c.Parent, nil
+	}
 	if IsChecksum(name) {
 		c, err := ParseChecksum(name)
 		if err == nil {

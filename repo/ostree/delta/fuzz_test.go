@@ -101,21 +101,3 @@ func FuzzDiff(f *testing.F) {
 	f.Add([]byte("one file and another file"), []byte("another file and one file"))
 	f.Fuzz(func(t *testing.T, old, new []byte) { describeAndMake(t, old, new) })
 }
-
-func FuzzXZ(f *testing.F) {
-	var b bytes.Buffer
-	if err := compress(&b, bytes.NewReader(bytes.Repeat([]byte("hello"), 100))); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b.Bytes()[1:])
-	f.Fuzz(func(t *testing.T, b []byte) {
-		x, err := newUnxz(bytes.NewReader(b))
-		if err != nil {
-			return
-		}
-		// LZMA2 packs at most 273 bytes into a few bits.
-		if n, _ := io.Copy(io.Discard, io.LimitReader(x, 1<<26)); n > int64(len(b))*10_000 {
-			t.Errorf("%d bytes out of %d", n, len(b))
-		}
-	})
-}

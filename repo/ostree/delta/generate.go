@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/composefs-boot/composefs-boot/internal/xz"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
@@ -53,7 +54,10 @@ func Generate(ctx context.Context, from ostree.Source, opts Options, write func(
 	if opts.MaxPart == 0 {
 		g.opts.MaxPart = DefaultMaxPart
 	}
-	g.slots = make(chan struct{}, min(runtime.GOMAXPROCS(0), maxWorkers))
+	g.slots = make(chan *xz.Compressor, min(runtime.GOMAXPROCS(0), maxWorkers))
+	for range cap(g.slots) {
+		g.slots <- &xz.Compressor{}
+	}
 	err := g.run(ctx, write)
 	g.wait.Wait() // for what goes on after an error
 	for _, p := range g.parts {
@@ -74,7 +78,7 @@ type generator struct {
 	fallbacks gvariant.List
 	packer    *packer
 	parts     []*pressed
-	slots     chan struct{} // of the parts that are being compressed
+	slots     chan *xz.Compressor // that have nothing to do
 	wait      sync.WaitGroup
 }
 
@@ -345,10 +349,10 @@ func (g *generator) compress() {
 	p, into := g.packer, &pressed{}
 	g.packer = newPacker()
 	g.parts = append(g.parts, into)
-	g.slots <- struct{}{}
+	c := <-g.slots
 	g.wait.Go(func() {
-		into.packed, into.err = p.finish()
-		<-g.slots
+		into.packed, into.err = p.finish(c)
+		g.slots <- c
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/composefs-boot/composefs-boot/internal/golden"
+	"github.com/composefs-boot/composefs-boot/internal/xz"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
@@ -70,7 +71,7 @@ func (c *crafted) write(s string) { io.WriteString(c.blob, s) }
 // superblock returns the bytes of the delta.
 func (c *crafted) superblock(t testing.TB) []byte {
 	t.Helper()
-	p, err := c.finish()
+	p, err := c.finish(&xz.Compressor{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,14 +6,10 @@ import (
 	"encoding/binary"
 	"io"
 
-	"github.com/ulikunitz/xz"
-
+	"github.com/composefs-boot/composefs-boot/internal/xz"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
-
-// window is how far back the compressor looks for what it has seen, in bytes.
-const window = 8 << 20
 
 // packer makes a part.
 type packer struct {
@@ -162,7 +158,7 @@ type packed struct {
 }
 
 // finish compresses the part.
-func (p *packer) finish() (*packed, error) {
+func (p *packer) finish(c *xz.Compressor) (*packed, error) {
 	defer p.blob.Close()
 	l, err := p.payload()
 	if err != nil {
@@ -171,7 +167,10 @@ func (p *packer) finish() (*packed, error) {
 	out := &spool{}
 	sum := sha256.New()
 	w := io.MultiWriter(out, sum)
-	if err := compress(w, l.reader()); err != nil {
+	if _, err = w.Write([]byte{'x'}); err == nil {
+		err = c.Compress(w, l.reader(), l.size)
+	}
+	if err != nil {
 		out.Close()
 		return nil, err
 	}
@@ -198,20 +197,6 @@ func (p *packer) payload() (*layout, error) {
 	l.bytes(p.ops)
 	l.tuple(ends)
 	return &l, nil
-}
-
-func compress(w io.Writer, r io.Reader) error {
-	if _, err := w.Write([]byte{'x'}); err != nil {
-		return err
-	}
-	x, err := xz.WriterConfig{DictCap: window, CheckSum: xz.CRC64}.NewWriter(w)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(x, r); err != nil {
-		return err
-	}
-	return x.Close()
 }
 
 // layout is a container that is put together of what lies in files. All its parts are where they are relative to its beginning.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/composefs-boot/composefs-boot/internal/xz"
 	"github.com/composefs-boot/composefs-boot/repo/ostree"
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
@@ -63,7 +64,7 @@ func decompress(w io.Writer, r *bufio.Reader, limit int64) error {
 	case 0:
 		plain = r
 	case 'x':
-		if plain, err = newUnxz(r); err != nil {
+		if plain, err = xz.NewReader(r); err != nil {
 			return err
 		}
 	default:

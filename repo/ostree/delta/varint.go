@@ -14,11 +14,8 @@ func readVarint(r io.ByteReader) (uint64, error) {
 	var n uint64
 	for i := range maxVarint {
 		b, err := r.ReadByte()
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
 		if err != nil {
-			return 0, err
+			return 0, unexpected(err)
 		}
 		if i == maxVarint-1 && b > 1 {
 			break
@@ -29,4 +26,11 @@ func readVarint(r io.ByteReader) (uint64, error) {
 		}
 	}
 	return 0, errVarint
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }

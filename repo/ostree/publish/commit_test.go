@@ -116,10 +116,81 @@ func TestChangesAsOstree(t *testing.T) {
 		"--owner-gid=6":           {Group: new(uint32(6))},
 	} {
 		want := peer(t, "commit", "--fsync=false", "--repo="+theirs, "--orphan", "--timestamp=@1", option, dir)
-		got := compose(t, fsverity.SHA256, dir, ostree.Description{Time: 1, Refs: []string{}}, func(tree *fstree.Tree) { c.Apply(tree) })
+		got := compose(t, fsverity.SHA256, dir, ostree.Description{Time: 1, Refs: []string{}}, applied(t, c))
 		if got != want {
 			t.Errorf("%s: %s, want %s", option, got, want)
 		}
+	}
+}
+
+func applied(t testing.TB, c ostree.Changes) func(*fstree.Tree) {
+	return func(tree *fstree.Tree) {
+		if _, err := c.Apply(tree); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Single files are changed and left out as by ostree: also those of several names.
+func TestOverridesAsOstree(t *testing.T) {
+	theirs := filepath.Join(t.TempDir(), "theirs")
+	peer(t, "init", "--repo="+theirs, "--mode=bare-user")
+	dir := t.TempDir()
+	for _, name := range []string{"a/b/file", "a/b/other", "a/skip/below", "c"} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(name), 0o750); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(filepath.Join(dir, "c"), filepath.Join(dir, "d")); err != nil {
+		t.Fatal(err)
+	}
+	modes, skips := filepath.Join(t.TempDir(), "modes"), filepath.Join(t.TempDir(), "skips")
+	for _, c := range []struct {
+		modes, skips string
+		options      []string
+		changes      ostree.Changes
+	}{
+		{"+2048 /a/b/file\n=384 /c\n\n+1 /a\n=493 /\n", "/a/skip\n/a/b/other\n", nil, ostree.Changes{}},
+		{"+0x800 /d", "/c", []string{"--mode-ro-executables", "--owner-uid=3"}, ostree.Changes{ROExecutables: true, Owner: new(uint32(3))}},
+		{"+1024 /a/b\n=2541 /c\n", "", []string{"--canonical-permissions"}, ostree.CanonicalPermissions},
+	} {
+		for path, text := range map[string]string{modes: c.modes, skips: c.skips} {
+			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.changes.ReadModes(c.modes); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.changes.ReadSkips(c.skips); err != nil {
+			t.Fatal(err)
+		}
+		args := append([]string{"commit", "--fsync=false", "--repo=" + theirs, "--orphan", "--timestamp=@1", "--statoverride=" + modes, "--skip-list=" + skips}, c.options...)
+		want := peer(t, append(args, dir)...)
+		if got := compose(t, fsverity.SHA256, dir, ostree.Description{Time: 1, Refs: []string{}}, applied(t, c.changes)); got != want {
+			t.Errorf("%q, %q: %s, want %s", c.modes, c.skips, got, want)
+		}
+	}
+	var o ostree.Overrides
+	for _, text := range []string{"2048", "+x /a", "+5000 /a", "=-1 /a", "=0755 /a", "=5 a", "+ /a"} {
+		if err := o.ReadModes(text); err == nil {
+			t.Errorf("%q is read", text)
+		}
+	}
+	for _, text := range []string{"a", "/"} {
+		if err := o.ReadSkips(text); err == nil {
+			t.Errorf("%q is read", text)
+		}
+	}
+	missing := ostree.Changes{Overrides: ostree.Overrides{Skip: map[string]bool{"/a": true, "/x": true}, Modes: map[string]ostree.ModeOverride{"/a/y": {}}}}
+	tree := fstree.New()
+	tree.Root.Dir().Set("a", fstree.NewDir(0o755))
+	if _, err := missing.Apply(tree); err == nil || err.Error() != "/a/y: to have another mode, and not in the tree (and 1 more)" {
+		t.Error(err)
 	}
 }
 

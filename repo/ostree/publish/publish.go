@@ -19,6 +19,7 @@
 package publish
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -172,8 +174,12 @@ type small struct {
 }
 
 // replace writes small files under their names, in place of older ones. All are durable before the first has its name; the names appear
-// in this order.
+// in this order. A file that has this content already is left alone: web servers make ETags of its time.
 func (r *Repository) replace(files ...small) error {
+	files = slices.DeleteFunc(slices.Clone(files), func(f small) bool {
+		is, err := r.root.ReadFile(f.name)
+		return err == nil && bytes.Equal(is, f.data)
+	})
 	if len(files) == 0 {
 		return nil
 	}
@@ -195,9 +201,28 @@ func (r *Repository) replace(files ...small) error {
 		return err
 	}
 	for k, f := range files {
+		if err := r.later(staged[k], f.name); err != nil {
+			return err
+		}
 		if err := r.root.Rename(staged[k], f.name); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// later makes the time of a file a second later than that of the one whose place it takes: a web server that knows seconds alone would say
+// that it is the same.
+func (r *Repository) later(file, than string) error {
+	old, err := r.root.Stat(than)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if t := old.ModTime().Truncate(time.Second).Add(time.Second); t.After(time.Now()) {
+		return r.root.Chtimes(file, time.Time{}, t)
 	}
 	return nil
 }

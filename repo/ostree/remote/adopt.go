@@ -1,9 +1,10 @@
 package remote
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,16 +12,16 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/ostree/sign"
 )
 
-// NameFor returns the name under which Adopt configures a remote: its own, or that of its host if it is known by nothing but its URL. If
+// NameFor returns the name under which Adopt configures a remote: its own, or that of its host, or directory, if it is known by nothing but its URL. If
 // another remote has that name, a number is added.
 func (s *Store) NameFor(c *Config) (string, error) {
 	name := c.Name
 	if c.file == "" {
-		u, err := url.Parse(c.URL)
+		u, err := parseURL(strings.TrimPrefix(strings.TrimPrefix(c.URL, mirrorListPrefix), metalinkPrefix), "file")
 		if err != nil {
 			return "", err
 		}
-		if name = strings.Trim(unfit.ReplaceAllString(u.Host, "-"), "-."); name == "" {
+		if name = strings.Trim(unfit.ReplaceAllString(cmp.Or(u.Host, path.Base(u.Path)), "-"), "-."); name == "" {
 			return "", fmt.Errorf("%s: no host in it", c.URL)
 		}
 	}
@@ -73,7 +74,7 @@ func (s *Store) Adopt(c *Config, machine System) (string, error) {
 		}
 	}
 	settings = slices.DeleteFunc(slices.Clone(settings), func(kv [2]string) bool {
-		return kv[0] == "url" || kv[0] == "gpgkeypath" || kv[0] == "gpg-verify" && c.given // the keys are in the keyring, and count
+		return kv[0] == "url" || kv[0] == "metalink" || kv[0] == "gpgkeypath" || kv[0] == "gpg-verify" && c.given // the keys are in the keyring, and count
 	})
 	ring, err := keys.Export()
 	if err != nil {

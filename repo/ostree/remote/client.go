@@ -56,12 +56,6 @@ type client struct {
 	pause         atomic.Int64 // until when the server wants to be left alone, in nanoseconds since 1970
 }
 
-// mirrors are servers that have the same files.
-type mirrors struct {
-	urls []*url.URL
-	best atomic.Int32 // the one that has worked
-}
-
 func newClient(c *Config, o Options) (*client, error) {
 	t := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
@@ -103,6 +97,12 @@ func newClient(c *Config, o Options) (*client, error) {
 		}
 		t.TLSClientConfig.Certificates = []tls.Certificate{pair}
 	}
+	// A repository on this machine is read as from a server, in the same ways.
+	t.RegisterProtocol("file", http.NewFileTransport(http.Dir("/")))
+	jar, err := readCookies(c.cookies())
+	if err != nil {
+		return nil, err
+	}
 	h := http.Header{}
 	for _, line := range o.Headers {
 		key, value, ok := strings.Cut(line, "=")
@@ -118,7 +118,7 @@ func newClient(c *Config, o Options) (*client, error) {
 	if counters == nil {
 		counters = &Counters{}
 	}
-	return &client{http: &http.Client{Transport: t, CheckRedirect: redirect}, header: h, retry: o.Retry, counters: counters}, nil
+	return &client{http: &http.Client{Transport: t, CheckRedirect: redirect, Jar: jar}, header: h, retry: o.Retry, counters: counters}, nil
 }
 
 var errRedirect = errors.New("redirected")
@@ -130,6 +130,9 @@ func redirect(r *http.Request, via []*http.Request) error {
 	}
 	if via[0].URL.Scheme == "https" && r.URL.Scheme != "https" {
 		return fmt.Errorf("%w from HTTPS to %s", errRedirect, r.URL.Redacted())
+	}
+	if r.URL.Scheme != "http" && r.URL.Scheme != "https" { // a server has no say in which files of this machine are read
+		return fmt.Errorf("%w to %s", errRedirect, r.URL.Redacted())
 	}
 	return nil
 }
@@ -537,49 +540,4 @@ func (b *body) Close() error {
 	r := b.r
 	b.r = nil
 	return r.Close()
-}
-
-// resolveMirrors makes the list of servers of a URL, which may be that of a list: mirrorlist=URL.
-func (c *client) resolveMirrors(ctx context.Context, text string) (*mirrors, error) {
-	list, ok := strings.CutPrefix(text, "mirrorlist=")
-	u, err := parseURL(list)
-	if err != nil {
-		return nil, err
-	}
-	if !ok {
-		return &mirrors{urls: []*url.URL{u}}, nil
-	}
-	content, err := c.get(ctx, &mirrors{urls: []*url.URL{u}}, "", maxMirrorList)
-	if err != nil {
-		return nil, fmt.Errorf("list of mirrors %s: %w", u.Redacted(), err)
-	}
-	m := &mirrors{}
-	for line := range strings.Lines(string(content)) {
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' || len(m.urls) == maxMirrors {
-			continue
-		}
-		if u, err := parseURL(line); err == nil {
-			m.urls = append(m.urls, u)
-		}
-	}
-	if len(m.urls) == 0 {
-		return nil, fmt.Errorf("list of mirrors %s: no URL of http or https in it", u.Redacted())
-	}
-	return m, nil
-}
-
-const (
-	maxMirrorList = 1 << 20
-	maxMirrors    = 32
-)
-
-func parseURL(s string) (*url.URL, error) {
-	u, err := url.Parse(s)
-	if err != nil {
-		return nil, err
-	}
-	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil, fmt.Errorf("%s: not a URL of http or https", u.Redacted())
-	}
-	return u, nil
 }

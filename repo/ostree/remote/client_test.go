@@ -306,7 +306,7 @@ func TestMirrors(t *testing.T) {
 	if err != nil || len(m.urls) != 2 || m.urls[1].Path != "/sub" {
 		t.Errorf("%v, %v", m, err)
 	}
-	for _, text := range []string{"", "file:///x", "http://", "mirrorlist=", "mirrorlist=" + empty, "mirrorlist=ftp://x/", "metalink=" + good} {
+	for _, text := range []string{"", "file://host/x", "ftp:///x", "http://", "mirrorlist=", "mirrorlist=" + empty, "mirrorlist=ftp://x/", "metalink=" + good} {
 		if m, err := c.resolveMirrors(t.Context(), text); err == nil {
 			t.Errorf("%s: %v", text, m.urls)
 		}

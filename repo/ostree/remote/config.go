@@ -17,7 +17,7 @@ import (
 // [remote "NAME"].
 type Config struct {
 	Name         string
-	URL          string   // http: or https:, or one of them behind mirrorlist=
+	URL          string   // of http, https or file; or one of a list of servers, behind mirrorlist= or metalink=
 	ContentURL   string   // of files and parts of deltas; "": URL
 	Branches     []string // that are pulled if none are named
 	CollectionID string   // that commits must be bound to; "": any
@@ -130,6 +130,9 @@ func newConfig(name string, f ostree.Keyfile, group string) (*Config, error) {
 		return strings.FieldsFunc(text(key), func(r rune) bool { return r == ';' || r == ',' })
 	}
 	c.URL, c.ContentURL, c.Proxy, c.CollectionID = text("url"), text("contenturl"), text("proxy"), text("collection-id")
+	if list := text("metalink"); list != "" {
+		c.URL = metalinkPrefix + list
+	}
 	c.TLSPermissive, c.NoHTTP2 = boolean("tls-permissive", false), !boolean("http2", true)
 	c.ClientCert, c.ClientKey, c.CA = text("tls-client-cert-path"), text("tls-client-key-path"), text("tls-ca-path")
 	c.VerifySummary = boolean("gpg-verify-summary", false)

@@ -41,6 +41,7 @@ func (r *Remote) Look(ctx context.Context, into *repo.Repo, name string, o PullO
 }
 
 func (r *Remote) look(ctx context.Context, into *repo.Repo, name string, o PullOptions) (offer Offer, err error) {
+	o.Deltas = r.deltasFor(o.Deltas)
 	if o.TimestampCheck {
 		if err := r.checkTime(ctx, into, name); err != nil {
 			return offer, err

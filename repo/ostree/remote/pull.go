@@ -54,6 +54,7 @@ func (r *Remote) Pull(ctx context.Context, into *repo.Repo, names []string, o Pu
 	if len(names) == 0 {
 		return fail(errors.New("say which refs are wanted: ostree list-refs names those that there are"))
 	}
+	o.Deltas = r.deltasFor(o.Deltas)
 	if o.TimestampCheck {
 		for _, name := range names {
 			if err := r.checkTime(ctx, into, name); err != nil {
@@ -87,6 +88,14 @@ func (r *Remote) Pull(ctx context.Context, into *repo.Repo, names []string, o Pu
 		result.Commits = append(result.Commits, Pulled{one, r.Signers(one.Checksum), d.used[one.Checksum]})
 	}
 	return result, nil
+}
+
+// deltasFor returns whether deltas are used: not of this machine, where an object costs nothing to fetch, unless they must be.
+func (r *Remote) deltasFor(d Deltas) Deltas {
+	if r.local != nil && d == DeltasIfCheaper {
+		return DeltasNever
+	}
+	return d
 }
 
 // checkTime compares the commit of a ref with the one that it leads to here.

@@ -18,7 +18,10 @@
 // Connections are used again, with HTTP/2 where the server knows it. What fails by chance is asked for again, with longer and longer
 // waits: lost and silent connections, 5xx, 408, 429; Retry-After holds back all requests. A file that breaks off goes on where it
 // broke, by range. Of several mirrors the first that has a file gives it; the one that works is asked first from then on. Sizes are
-// bounded: a server may send without an end. The summary is kept, and comes again only when it has changed.
+// bounded: a server may send without an end. The summary is kept, and comes again only when it has changed. A metalink says what the
+// summary must be: a mirror that has another one is passed over.
+//
+// A repository on this machine, of any mode, is a remote by a URL of file, with the same trust: a disk that somebody has brought, say.
 package remote
 
 import (
@@ -49,7 +52,8 @@ type Remote struct {
 	config *Config
 	o      Options
 	c      *client
-	keep   *keeper // nil: nothing is kept
+	local  *ostree.Local // that has the contents, of a URL of file; nil: a server has them
+	keep   *keeper       // nil: nothing is kept
 
 	summaryOnce sync.Once
 	summary     *summary.Summary
@@ -91,11 +95,25 @@ func Open(ctx context.Context, config *Config, o Options) (*Remote, error) {
 			return fail(err)
 		}
 	}
-	return &Remote{config: config, o: o, c: c, commits: map[ostree.Checksum]*commit{}, refs: map[string]ostree.Checksum{}}, nil
+	r := &Remote{config: config, o: o, c: c, commits: map[ostree.Checksum]*commit{}, refs: map[string]ostree.Checksum{}}
+	if u := c.content.urls[0]; u.Scheme == "file" {
+		if r.local, err = ostree.OpenLocal(u.Path); err != nil {
+			return fail(err)
+		}
+	}
+	if c.meta.urls[0].Scheme == "file" {
+		r.o.Cache = "" // it is here
+	}
+	return r, nil
 }
 
 // Close lets go of connections.
-func (r *Remote) Close() { r.c.http.CloseIdleConnections() }
+func (r *Remote) Close() {
+	r.c.http.CloseIdleConnections()
+	if r.local != nil {
+		r.local.Close()
+	}
+}
 
 // Ref returns the commit that a ref leads to, by the summary, or by the ref's own file. The commit has been verified, and is meant for
 // the ref.
@@ -164,6 +182,9 @@ func (r *Remote) Metadata(ctx context.Context, n ostree.ObjectName) ([]byte, err
 
 // File implements ostree.Source.
 func (r *Remote) File(ctx context.Context, c ostree.Checksum) (*ostree.File, error) {
+	if r.local != nil {
+		return r.local.File(ctx, c)
+	}
 	b, err := r.keep.open(ctx, r.c, c)
 	if err != nil {
 		return nil, err

@@ -18,8 +18,8 @@ import (
 var ErrUnknown = errors.New("no such remote")
 
 // Store is where the remotes of a composefs repository are configured. It has no room for that itself, so they are in a directory
-// ostree/remotes.d of it, in files as they may stand in /etc/ostree/remotes.d, which count as well: NAME.conf, and the keyring
-// NAME.trustedkeys.gpg.
+// ostree/remotes.d of it, in files as they may stand in /etc/ostree/remotes.d, which count as well: NAME.conf, the keyring
+// NAME.trustedkeys.gpg, and cookies that are sent, NAME.cookies.txt.
 type Store struct {
 	repository string
 	system     System
@@ -103,7 +103,11 @@ func (s *Store) Add(name, url string, o AddOptions) error {
 	group := fmt.Sprintf("remote %q", name)
 	var text strings.Builder
 	fmt.Fprintf(&text, "[%s]\n", group)
-	for _, kv := range append([][2]string{{"url", url}}, o.Settings...) {
+	place := [2]string{"url", url}
+	if list, ok := strings.CutPrefix(url, metalinkPrefix); ok {
+		place = [2]string{"metalink", list}
+	}
+	for _, kv := range append([][2]string{place}, o.Settings...) {
 		if strings.ContainsAny(kv[0], "=\n[]# \t") || kv[0] == "" || strings.ContainsAny(kv[1], "\r\n") {
 			return fmt.Errorf("remote %q: %.200q=%.200q is no setting", name, kv[0], kv[1])
 		}
@@ -171,7 +175,7 @@ func (s *Store) Fingerprints(c *Config) ([]string, error) {
 	return g.Fingerprints(), nil
 }
 
-// Remove removes a remote of the repository, its keyring, and what is kept of its summary.
+// Remove removes a remote of the repository, its keyring and cookies, and what is kept of its summary.
 func (s *Store) Remove(name string) error {
 	c, err := s.Get(name)
 	if err != nil {
@@ -183,8 +187,10 @@ func (s *Store) Remove(name string) error {
 	if err := os.Remove(c.file); err != nil {
 		return err
 	}
-	if err := os.Remove(c.Keyring()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	for _, path := range []string{c.Keyring(), c.cookies()} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
 	return os.RemoveAll(s.Cache(c))
 }

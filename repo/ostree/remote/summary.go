@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -116,6 +117,9 @@ func (r *Remote) Summary(ctx context.Context) (*summary.Summary, error) {
 }
 
 func (r *Remote) fetchSummary(ctx context.Context) (*summary.Summary, error) {
+	if r.c.meta.summary != nil {
+		return r.fetchPinned(ctx)
+	}
 	b, err := r.signed(ctx, "summary", func([]byte) []string { return []string{"summary.sig"} })
 	if errors.Is(err, ostree.ErrNotFound) {
 		s, indexed := r.fetchIndexed(ctx)
@@ -129,6 +133,42 @@ func (r *Remote) fetchSummary(ctx context.Context) (*summary.Summary, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	return summary.Parse(b)
+}
+
+// fetchPinned returns the summary that the metalink says, of the first mirror that has it. That one is asked first from then on: it is up
+// to date.
+func (r *Remote) fetchPinned(ctx context.Context) (*summary.Summary, error) {
+	m := r.c.meta
+	kept := r.loadCached("summary").content
+	if kept != nil && m.summary.check(kept) == nil {
+		return r.parsePinned(ctx, kept)
+	}
+	var failed error
+	for i, u := range m.urls {
+		b, err := r.c.get(ctx, &mirrors{urls: []*url.URL{u}}, "summary", summary.MaxSize)
+		if err == nil {
+			err = m.summary.check(b)
+		}
+		if err == nil {
+			m.best.Store(int32(i))
+			r.saveCached("summary", cached{content: b})
+			return r.parsePinned(ctx, b)
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		failed = fmt.Errorf("%s/summary: %w", u.Redacted(), err)
+	}
+	return nil, failed
+}
+
+func (r *Remote) parsePinned(ctx context.Context, b []byte) (*summary.Summary, error) {
+	if len(r.o.Trust.Summary) > 0 {
+		if err := r.verifySummary(ctx, "summary", b, []string{"summary.sig"}); err != nil {
+			return nil, fmt.Errorf("summary: %w", err)
+		}
 	}
 	return summary.Parse(b)
 }
@@ -189,7 +229,7 @@ func (r *Remote) fetchIndexed(ctx context.Context) (*summary.Summary, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := &summary.Summary{}
+	all := &index.About
 	for _, name := range slices.Sorted(maps.Keys(index.Subsummaries)) {
 		b, err := r.subsummary(ctx, name, index.Subsummaries[name])
 		if err != nil {
@@ -200,6 +240,7 @@ func (r *Remote) fetchIndexed(ctx context.Context) (*summary.Summary, error) {
 			return nil, fmt.Errorf("subsummary %q: %w", name, err)
 		}
 		all.Collection = cmp.Or(all.Collection, s.Collection)
+		all.IndexedDeltas = all.IndexedDeltas || s.IndexedDeltas
 		all.Refs = append(all.Refs, s.Refs...)
 	}
 	slices.SortStableFunc(all.Refs, func(a, b summary.Ref) int { return strings.Compare(a.Name, b.Name) })

@@ -3,16 +3,20 @@ package summary
 import (
 	"bytes"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"math/bits"
+	"slices"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 
 	"github.com/composefs-boot/composefs-boot/repo/ostree/gvariant"
 )
+
+const indexType = "(a{s(ayaaya{sv})}a{sv})"
 
 // Index lists the subsummaries of a repository whose refs are many, as flatpak's repositories have it in the file summary.idx, of type
 //
@@ -22,16 +26,19 @@ import (
 // subsummary is summaries/HEX.gz, compressed with gzip; summaries/HEX-HEX.delta makes a later one of an earlier one, see ApplyDiff.
 // The signatures of the index are in summary.idx.sig, and in summaries/HEX.idx.sig, whose name has the index's own SHA-256, so that a
 // reader never sees a new one with an old one's signatures.
+//
+// What is the same for all stands in the dictionary of the index: when it was written, whose refs these are. A subsummary says nothing of
+// the kind, so that it stays the same, and has its time as "ot.ts" in place of ostree.commit.timestamp.
 type Index struct {
 	Subsummaries map[string]Subsummary
-	Other        gvariant.Value // a{sv}
+	About        Summary // without refs
 }
 
 // Subsummary is an entry of the index.
 type Subsummary struct {
 	Sum      [32]byte // SHA-256 of it, decompressed
 	Previous [][32]byte
-	Other    gvariant.Value // a{sv}
+	Other    gvariant.Dict
 }
 
 // Path returns where the subsummary is in the repository.
@@ -60,12 +67,16 @@ func parseIndex(b []byte) (*Index, error) {
 	if len(b) > MaxSize {
 		return nil, fmt.Errorf("%d bytes, more than %d", len(b), MaxSize)
 	}
-	v, err := gvariant.New("(a{s(ayaaya{sv})}a{sv})", b)
+	v, err := gvariant.New(indexType, b)
 	if err != nil {
 		return nil, err
 	}
 	x := &Index{Subsummaries: map[string]Subsummary{}}
-	if x.Other, err = v.At(1); err != nil {
+	dict, err := v.At(1)
+	if err == nil {
+		err = x.About.parseAbout(dict)
+	}
+	if err != nil {
 		return nil, err
 	}
 	list, err := v.At(0)
@@ -100,11 +111,63 @@ func parseIndex(b []byte) (*Index, error) {
 			}
 			s.Previous = append(s.Previous, sum)
 		}
-		s.Other, err = v.At(2)
+		other, err := v.At(2)
+		if err != nil {
+			return err
+		}
 		x.Subsummaries[name] = s
-		return err
+		return eachEntry(other, func(key string, v gvariant.Value) error {
+			if s.Other == nil {
+				s.Other = gvariant.Dict{}
+				x.Subsummaries[name] = s
+			}
+			s.Other[key] = v
+			return nil
+		})
 	})
 	return x, err
+}
+
+// Encode writes an index.
+func (x *Index) Encode() ([]byte, error) {
+	list := gvariant.List{}
+	for _, name := range slices.Sorted(maps.Keys(x.Subsummaries)) {
+		s := x.Subsummaries[name]
+		previous := gvariant.List{}
+		for _, p := range s.Previous {
+			previous = append(previous, p[:])
+		}
+		list = append(list, gvariant.Tuple{name, gvariant.Tuple{s.Sum[:], previous, s.Other}})
+	}
+	about, err := x.About.about()
+	if err != nil {
+		return nil, err
+	}
+	v, err := gvariant.Encode(indexType, gvariant.Tuple{list, about})
+	return v.Bytes(), err
+}
+
+// EncodeSubsummary writes a subsummary: the refs of a summary, and which deltas there are.
+func EncodeSubsummary(refs []Ref) ([]byte, error) {
+	version, err := gvariant.Encode("u", uint32(1))
+	if err != nil {
+		return nil, err
+	}
+	s := Summary{Refs: slices.Clone(refs), IndexedDeltas: true, Other: gvariant.Dict{"xa.summary-version": version}}
+	for i := range s.Refs {
+		r := &s.Refs[i]
+		if r.Timestamp.IsZero() {
+			continue
+		}
+		t, err := gvariant.Encode("t", bits.ReverseBytes64(uint64(r.Timestamp.Unix())))
+		if err != nil {
+			return nil, err
+		}
+		other := gvariant.Dict{"ot.ts": t}
+		maps.Copy(other, r.Other)
+		r.Other, r.Timestamp = other, time.Time{}
+	}
+	return s.Encode()
 }
 
 // Decompress returns the subsummary that is in a file summaries/HEX.gz.
@@ -123,6 +186,19 @@ func (s Subsummary) check(b []byte) error {
 	return nil
 }
 
+// Compress returns the file summaries/HEX.gz of a subsummary.
+func Compress(b []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
+	if err == nil {
+		_, err = w.Write(b)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	return out.Bytes(), err
+}
+
 func gunzip(gz []byte) ([]byte, error) {
 	r, err := gzip.NewReader(bytes.NewReader(gz))
 	if err != nil {
@@ -133,57 +209,4 @@ func gunzip(gz []byte) ([]byte, error) {
 		err = fmt.Errorf("more than %d bytes, decompressed", MaxSize)
 	}
 	return b, err
-}
-
-// ApplyDiff makes the subsummary of an earlier one. A diff is compressed with gzip, and has "xadf"; the number of operations; the
-// operations; data. The numbers are of 32 bits, little endian: the upper four bits of an operation say what is done, the others to how
-// many bytes: 0 takes them from the old one, 1 passes over them there, 2 takes them from the data.
-func (s Subsummary) ApplyDiff(old, diff []byte) ([]byte, error) {
-	b, err := applyDiff(old, diff)
-	if err != nil {
-		return nil, fmt.Errorf("diff to subsummary %x: %w", s.Sum, err)
-	}
-	return b, s.check(b)
-}
-
-func applyDiff(old, diff []byte) ([]byte, error) {
-	diff, err := gunzip(diff)
-	if err != nil {
-		return nil, err
-	}
-	if len(diff) < 8 || string(diff[:4]) != "xadf" {
-		return nil, errors.New("not a diff of summaries")
-	}
-	n := uint64(binary.LittleEndian.Uint32(diff[4:]))
-	if n*4 > uint64(len(diff)-8) {
-		return nil, fmt.Errorf("%d operations in %d bytes", n, len(diff))
-	}
-	ops, data := diff[8:8+n*4], diff[8+n*4:]
-	var out []byte
-	take := func(from *[]byte, n int) ([]byte, error) {
-		if n > len(*from) {
-			return nil, fmt.Errorf("%d bytes of %d", n, len(*from))
-		}
-		b := (*from)[:n]
-		*from = (*from)[n:]
-		return b, nil
-	}
-	for at := 0; at < len(ops); at += 4 {
-		op := binary.LittleEndian.Uint32(ops[at:])
-		from := &old
-		if op>>28 == 2 {
-			from = &data
-		}
-		b, err := take(from, int(op&(1<<28-1)))
-		if err == nil && op>>28 > 2 {
-			err = errors.New("an unknown one")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("operation %d: %w", at/4, err)
-		}
-		if op>>28 != 1 {
-			out = append(out, b...)
-		}
-	}
-	return out, nil
 }

@@ -121,7 +121,12 @@ func parse(b []byte) (*Summary, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = eachEntry(dict, func(key string, v gvariant.Value) error {
+	return s, s.parseAbout(dict)
+}
+
+// parseAbout reads the dictionary of a summary, or that of an index.
+func (s *Summary) parseAbout(dict gvariant.Value) error {
+	return eachEntry(dict, func(key string, v gvariant.Value) error {
 		var err error
 		switch key {
 		case "ostree.summary.last-modified":
@@ -151,7 +156,6 @@ func parse(b []byte) (*Summary, error) {
 		}
 		return err
 	})
-	return s, err
 }
 
 // eachEntry walks through a dictionary of strings, in which no key may stand twice.
@@ -291,6 +295,20 @@ func parseCollections(v gvariant.Value) (map[string][]Ref, error) {
 
 // Encode writes a summary.
 func (s *Summary) Encode() ([]byte, error) {
+	dict, err := s.about()
+	if err != nil {
+		return nil, err
+	}
+	refs, err := encodeRefs(s.Refs)
+	if err != nil {
+		return nil, err
+	}
+	v, err := gvariant.Encode(typ, gvariant.Tuple{refs, dict})
+	return v.Bytes(), err
+}
+
+// about makes the dictionary.
+func (s *Summary) about() (gvariant.Dict, error) {
 	dict := gvariant.Dict{}
 	maps.Copy(dict, s.Other)
 	var failed error
@@ -328,12 +346,7 @@ func (s *Summary) Encode() ([]byte, error) {
 		failed = errors.Join(failed, err)
 		dict[delta.DigestsKey] = deltas
 	}
-	refs, err := encodeRefs(s.Refs)
-	if failed = errors.Join(failed, err); failed != nil {
-		return nil, failed
-	}
-	v, err := gvariant.Encode(typ, gvariant.Tuple{refs, dict})
-	return v.Bytes(), err
+	return dict, failed
 }
 
 func encodeRefs(refs []Ref) (gvariant.List, error) {

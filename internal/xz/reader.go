@@ -1,4 +1,17 @@
-package delta
+// Package xz reads and writes .xz files, in which the parts of OSTree's static deltas are compressed.
+//
+// A file (xz-file-format.txt of the XZ Utils; numbers are little endian) is
+//
+//	header     FD "7zXZ" 0, 0, type of the check, CRC32 of both
+//	block      header: its size in words less 1, flags, sizes if flags have 0x40 or 0x80, filters, zeros, CRC32; LZMA2 data; zeros to a
+//	           multiple of 4; the check of what is in it
+//	index      0, how many blocks; of each the size without zeros, and unpacked; zeros, CRC32
+//	footer     CRC32, size of the index in words less 1, 0, type of the check, "YZ"
+//
+// lzma2.go has the format of the data, and unpacks them; model.go what LZMA is. They are packed in three steps: matches.go finds what was
+// there before, planner.go chooses the symbols that cost least, with the prices of prices.go, and encoder.go codes them. That is the way of
+// the XZ Utils, and as small.
+package xz
 
 import (
 	"bufio"
@@ -12,9 +25,6 @@ import (
 	"io"
 )
 
-// Parts are compressed as .xz files (xz-file-format.txt of the XZ Utils). They are read here: package xz, which writes them,
-// takes whatever memory a block asks for, and has half the speed.
-
 // maxDictionary limits the memory that a block asks for, in bytes: it is that of "xz -9". ostree writes 32 MiB.
 const maxDictionary = 64 << 20
 
@@ -22,11 +32,16 @@ var errXZ = errors.New("no .xz stream, or one that is damaged")
 
 var crc64ECMA = crc64.MakeTable(crc64.ECMA)
 
+const (
+	magic      = "\xfd7zXZ\x00"
+	checkCRC64 = 4
+)
+
 // checkSize has the size of the check behind each block, by its type.
 var checkSize = [16]int64{0, 4, 4, 4, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64}
 
-// unxz reads what one .xz stream contains, and wants nothing to follow.
-type unxz struct {
+// Reader reads what one .xz stream contains, and wants nothing to follow.
+type Reader struct {
 	r      *counter
 	check  byte
 	blocks uint64
@@ -57,13 +72,14 @@ func (c *counter) ReadByte() (byte, error) {
 	return b, err
 }
 
-func newUnxz(r io.Reader) (*unxz, error) {
-	x := &unxz{r: &counter{Reader: bufio.NewReaderSize(r, 64<<10)}}
+// NewReader begins to read.
+func NewReader(r io.Reader) (*Reader, error) {
+	x := &Reader{r: &counter{Reader: bufio.NewReaderSize(r, 64<<10)}}
 	var b [12]byte
 	if _, err := io.ReadFull(x.r, b[:]); err != nil {
 		return nil, unexpected(err)
 	}
-	if string(b[:6]) != "\xfd7zXZ\x00" || b[6] != 0 || b[7] > 15 || crc32.ChecksumIEEE(b[6:8]) != binary.LittleEndian.Uint32(b[8:]) {
+	if string(b[:6]) != magic || b[6] != 0 || b[7] > 15 || crc32.ChecksumIEEE(b[6:8]) != binary.LittleEndian.Uint32(b[8:]) {
 		return nil, errXZ
 	}
 	x.check = b[7]
@@ -77,7 +93,7 @@ func unexpected(err error) error {
 	return err
 }
 
-func (x *unxz) Read(b []byte) (int, error) {
+func (x *Reader) Read(b []byte) (int, error) {
 	for x.err == nil {
 		if x.block == nil {
 			x.err = x.nextBlock()
@@ -99,7 +115,7 @@ func (x *unxz) Read(b []byte) (int, error) {
 }
 
 // nextBlock reads the header of a block, or the index.
-func (x *unxz) nextBlock() error {
+func (x *Reader) nextBlock() error {
 	size, err := x.r.ReadByte()
 	if err != nil {
 		return unexpected(err)
@@ -121,7 +137,7 @@ func (x *unxz) nextBlock() error {
 	fields := bytes.NewReader(header[2:])
 	for _, present := range []byte{0x40, 0x80} { // compressed and uncompressed size: nobody needs to know
 		if flags&present != 0 {
-			if _, err := readVarint(fields); err != nil {
+			if _, err := binary.ReadUvarint(fields); err != nil {
 				return errXZ
 			}
 		}
@@ -134,8 +150,7 @@ func (x *unxz) nextBlock() error {
 	if filter[2] > 40 {
 		return errXZ
 	}
-	// Two bits of mantissa and an exponent; 40 is 4 GiB - 1.
-	dictionary := int64(2|filter[2]&1)<<(filter[2]/2+11) - int64(filter[2]/40)
+	dictionary := dictionarySize(filter[2])
 	if dictionary > maxDictionary {
 		return fmt.Errorf("a .xz stream that needs %d bytes of memory: at most %d are given", dictionary, maxDictionary)
 	}
@@ -144,15 +159,18 @@ func (x *unxz) nextBlock() error {
 	switch x.check {
 	case 1:
 		x.sum = crc32.NewIEEE()
-	case 4:
+	case checkCRC64:
 		x.sum = crc64.New(crc64ECMA)
 	}
 	x.block = newLZMA2(x.r, int(dictionary))
 	return nil
 }
 
+// dictionarySize has two bits of mantissa and an exponent; 40 is 4 GiB - 1.
+func dictionarySize(b byte) int64 { return int64(2|b&1)<<(b/2+11) - int64(b/40) }
+
 // endBlock reads what follows the data of a block.
-func (x *unxz) endBlock() error {
+func (x *Reader) endBlock() error {
 	x.block = nil
 	b := make([]byte, 3+64)
 	padding := b[:-(x.r.n-x.start)&3]
@@ -179,14 +197,14 @@ func (x *unxz) endBlock() error {
 }
 
 // end reads the index and the footer, and returns io.EOF. What the index says of the blocks is known.
-func (x *unxz) end() error {
+func (x *Reader) end() error {
 	start := x.r.n - 1
-	blocks, err := readVarint(x.r)
+	blocks, err := binary.ReadUvarint(x.r)
 	if err != nil || blocks != x.blocks {
 		return errXZ
 	}
 	for range 2 * blocks {
-		if _, err := readVarint(x.r); err != nil {
+		if _, err := binary.ReadUvarint(x.r); err != nil {
 			return errXZ
 		}
 	}

@@ -1,4 +1,4 @@
-package delta
+package xz
 
 import (
 	"encoding/binary"
@@ -25,37 +25,7 @@ const (
 	slack     = 64      // bytes behind the packed ones that a symbol can read at most, and more
 )
 
-const (
-	probBits  = 11
-	probInit  = 1 << (probBits - 1)
-	probMove  = 5
-	states    = 12 // what the last ones were: literals and kinds of matches
-	litStates = 7  // below this, a literal was last
-	posStates = 16
-	minMatch  = 2
-)
-
 var errLZMA = errors.New("packed data that are damaged")
-
-type prob = uint16
-
-// lengths codes the length of a match.
-type lengths struct {
-	choice, choice2 prob
-	low, mid        [posStates][8]prob
-	high            [256]prob
-}
-
-// probs has all probabilities.
-type probs struct {
-	match, long                [states][posStates]prob
-	rep, repG0, repG1, repG2   [states]prob
-	slot                       [4][64]prob
-	special                    [128]prob
-	align                      [16]prob
-	matchLength, repeatedMatch lengths
-	literal                    [0x300 << 4]prob
-}
 
 // lzma2 unpacks a stream.
 type lzma2 struct {
@@ -218,35 +188,6 @@ func (d *lzma2) resetState() {
 	d.probs.init()
 }
 
-func (p *probs) init() {
-	fill := func(b []prob) {
-		for i := range b {
-			b[i] = probInit
-		}
-	}
-	for i := range p.match {
-		fill(p.match[i][:])
-		fill(p.long[i][:])
-	}
-	for _, b := range []*[states]prob{&p.rep, &p.repG0, &p.repG1, &p.repG2} {
-		fill(b[:])
-	}
-	for i := range p.slot {
-		fill(p.slot[i][:])
-	}
-	fill(p.special[:])
-	fill(p.align[:])
-	for _, l := range []*lengths{&p.matchLength, &p.repeatedMatch} {
-		l.choice, l.choice2 = probInit, probInit
-		for i := range l.low {
-			fill(l.low[i][:])
-			fill(l.mid[i][:])
-		}
-		fill(l.high[:])
-	}
-	fill(p.literal[:])
-}
-
 // bit reads a bit. Behind the packed bytes it reads zeros; unpack notices that. Where most time is spent, in tree and unpackLiteral, it is
 // written out.
 func (d *lzma2) bit(p *prob) uint32 {
@@ -363,29 +304,19 @@ func (d *lzma2) unpack(at, packed int) bool {
 			at++
 			continue
 		}
-		afterMatch := d.state >= litStates
 		n := 0
 		switch {
 		case d.bit(&d.probs.rep[d.state]) == 0:
 			copy(d.last[1:], d.last[:])
 			n = d.length(&d.matchLength, posState)
 			d.last[0] = d.distance(n)
-			d.state = 7
-			if afterMatch {
-				d.state = 10
-			}
+			d.state = afterMatch(d.state)
 		case d.repeated(posState):
 			n = 1
-			d.state = 9
-			if afterMatch {
-				d.state = 11
-			}
+			d.state = afterShort(d.state)
 		default:
 			n = d.length(&d.repeatedMatch, posState)
-			d.state = 8
-			if afterMatch {
-				d.state = 11
-			}
+			d.state = afterRepeated(d.state)
 		}
 		// A match must not begin before the dictionary, nor go on behind the chunk.
 		distance := int(d.last[0]) + 1
@@ -453,12 +384,5 @@ func (d *lzma2) unpackLiteral(at, place int) {
 	}
 	d.rng, d.code, d.pos = rng, code, pos
 	d.buf[at] = byte(m)
-	switch {
-	case d.state < 4:
-		d.state = 0
-	case d.state < 10:
-		d.state -= 3
-	default:
-		d.state -= 6
-	}
+	d.state = afterLiteral(d.state)
 }

@@ -1,4 +1,4 @@
-package delta
+package xz
 
 import (
 	"bytes"
@@ -33,7 +33,7 @@ func TestUnxz(t *testing.T) {
 			if err != nil {
 				t.Fatalf("xz %s: %v (apt-get install xz-utils)", args, err)
 			}
-			x, err := newUnxz(bytes.NewReader(packed))
+			x, err := NewReader(bytes.NewReader(packed))
 			if err != nil {
 				t.Fatalf("xz %s: %s: %v", args, name, err)
 			}
@@ -60,7 +60,7 @@ func TestDictionaryMoves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, err := newUnxz(bytes.NewReader(packed))
+	x, err := NewReader(bytes.NewReader(packed))
 	if err == nil {
 		err = x.nextBlock()
 	}
