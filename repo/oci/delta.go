@@ -87,7 +87,7 @@ func (d *delta) describe(ctx context.Context, m Manifest) (*Image, error) {
 	}
 	d.digest = manifest.Digest
 	// Layers that are made here cannot be kept as they came, neither in part nor as a whole.
-	d.p.delta, d.p.o.asIs, d.p.o.Resume, d.p.o.KeepBlobs = d, true, false, false
+	d.p.delta, d.p.o.Resume, d.p.o.KeepBlobs = d, false, false
 	image, err := d.p.describeDigest(ctx, d.digest)
 	if err != nil {
 		return nil, err

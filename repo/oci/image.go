@@ -29,6 +29,7 @@ const (
 	ConfigContent   = 0x67666e6f6369636f // "ociconfg"
 	ManifestContent = 0x66696e616d69636f // "ocimanif"
 	BlobContent     = 0x626f6c625f69636f // "oci_blob"
+	IndexContent    = 0x7865646e6969636f // "ociindex"
 )
 
 // Image is an image or artifact of the repository.
@@ -152,6 +153,9 @@ func open(r *repo.Repo, d Digest) (*Image, error) {
 	}
 	var refs, configRefs []splitstream.NamedRef
 	if i.ManifestJSON, refs, err = readExternal(r, i.manifest, ManifestContent, d); err != nil {
+		if _, wrong := OpenIndex(r, d); wrong == nil {
+			err = ErrIndex
+		}
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
 	if i.Manifest, err = parseManifest(i.ManifestJSON); err != nil {

@@ -57,7 +57,7 @@ type PullOptions struct {
 	Progress *Progress
 	Lock     repo.LockOptions
 
-	asIs bool // a delta is an artifact like others
+	digest Digest // of the manifest that is wanted as it is: a delta is an artifact like others; "": whatever the source was opened for
 }
 
 // PullResult is what a pull has brought.
@@ -164,7 +164,9 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 }
 
 // describe reads the manifest and config of the image.
-func (p *pull) describe(ctx context.Context) (*Image, error) { return p.describeDigest(ctx, "") }
+func (p *pull) describe(ctx context.Context) (*Image, error) {
+	return p.describeDigest(ctx, p.o.digest)
+}
 
 // describeDigest reads those of an image that something else has named, or of the one of the source.
 func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
@@ -204,7 +206,7 @@ func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
 	if image.Manifest, err = parseManifest(image.ManifestJSON); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", image.Digest, err)
 	}
-	if image.Manifest.ArtifactType == typeDelta && !p.o.asIs {
+	if image.Manifest.ArtifactType == typeDelta && p.o.digest == "" && p.delta == nil {
 		return p.describeDelta(ctx, image)
 	}
 	config := image.Manifest.Config
@@ -243,15 +245,7 @@ func (p *pull) fetch(ctx context.Context, d Descriptor) *resuming {
 
 // write stores the streams of config and manifest, and sets the tag.
 func (p *pull) write(image *Image) error {
-	ids := image.layerIDs()
-	var layers, linked []splitstream.NamedRef
-	for k, d := range image.Layers {
-		layers = append(layers, splitstream.NamedRef{Name: string(ids[k]), Stream: d})
-	}
-	for _, l := range image.Linked {
-		linked = append(linked, splitstream.NamedRef{Name: l.key(), Stream: l.Digest})
-	}
-	config, err := writeExternal(p.i, ConfigContent, image.ConfigJSON, append(layers, linked...))
+	config, err := p.writeConfig(image)
 	if err != nil {
 		return err
 	}
@@ -283,6 +277,29 @@ func (p *pull) write(image *Image) error {
 		return err
 	}
 	return p.i.Commit()
+}
+
+// writeConfig stores the config.
+func (p *pull) writeConfig(image *Image) (fsverity.Digest, error) {
+	if !image.Manifest.IsImage() {
+		// Most artifacts have the same one, the empty object. Nothing is to be had of it but its content.
+		at, err := p.r.StreamObject(configStream + string(image.ConfigDigest()))
+		if err == nil {
+			_, _, err = readExternal(p.r, at, ConfigContent, image.ConfigDigest())
+		}
+		if err == nil || !lost(err) {
+			return at, err
+		}
+	}
+	ids := image.layerIDs()
+	var layers, linked []splitstream.NamedRef
+	for k, d := range image.Layers {
+		layers = append(layers, splitstream.NamedRef{Name: string(ids[k]), Stream: d})
+	}
+	for _, l := range image.Linked {
+		linked = append(linked, splitstream.NamedRef{Name: l.key(), Stream: l.Digest})
+	}
+	return writeExternal(p.i, ConfigContent, image.ConfigJSON, append(layers, linked...))
 }
 
 // manifestRefs returns what the stream of the manifest leads to.

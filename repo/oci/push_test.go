@@ -58,15 +58,24 @@ func checkLayout(t testing.TB, dir string) (manifests int) {
 		}
 		return b
 	}
-	for _, d := range index.Manifests {
-		var m oci.Manifest
-		if err := json.Unmarshal(read(d), &m); err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range append(m.Layers, m.Config) {
-			read(d)
+	var check func(list []oci.Descriptor)
+	check = func(list []oci.Descriptor) {
+		for _, d := range list {
+			text := read(d)
+			if x, err := oci.ParseIndex(d.Digest, text); err == nil {
+				check(x.Manifests)
+				continue
+			}
+			var m oci.Manifest
+			if err := json.Unmarshal(text, &m); err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range append(m.Layers, m.Config) {
+				read(d)
+			}
 		}
 	}
+	check(index.Manifests)
 	return len(index.Manifests)
 }
 
@@ -429,7 +438,7 @@ func (t *takes) PutBlob(_ context.Context, _ oci.Descriptor, content io.Reader) 
 	_, err := io.Copy(io.Discard, content)
 	return err
 }
-func (t *takes) PutManifest(context.Context, oci.Descriptor, []byte, bool) error {
+func (t *takes) PutManifest(context.Context, oci.Descriptor, []byte, oci.Known) error {
 	t.manifests++
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 const (
 	tagDir      = "oci"           // below streams/refs
 	referrerDir = "oci-referrers" // SUBJECT/ARTIFACT
+	memberDir   = "oci-members"   // INDEX/MANIFEST
 )
 
 // Slashes would be directories; a name is one file.
@@ -85,6 +86,9 @@ func SetTag(ctx context.Context, r *repo.Repo, image Digest, name string, l repo
 	d, err := r.StreamObject(stream)
 	if err != nil {
 		return err
+	}
+	if _, err := OpenIndex(r, image); err == nil {
+		return fmt.Errorf("%s: %w: it gets no name", image, ErrIndex)
 	}
 	if err := i.NameStream(stream, d, tagRef(name)); err != nil {
 		return err
@@ -189,18 +193,26 @@ func referrerRef(subject, artifact Digest) string {
 	return referrerDir + "/" + string(subject) + "/" + string(artifact)
 }
 
-// Follows tells garbage collection, see repo.GCOptions, that an artifact stays as long as the image that it refers to.
+// Follows tells garbage collection, see repo.GCOptions, that an artifact stays as long as the image that it refers to, and a manifest as
+// long as the index that it is in.
 func Follows(ref string) string {
-	subject, ok := strings.CutPrefix(path.Dir(ref), "streams/refs/"+referrerDir+"/")
-	if d, err := ParseDigest(subject); ok && err == nil {
-		return manifestStream + string(d)
+	for _, dir := range []string{referrerDir, memberDir} {
+		leader, ok := strings.CutPrefix(path.Dir(ref), "streams/refs/"+dir+"/")
+		if d, err := ParseDigest(leader); ok && err == nil {
+			return manifestStream + string(d)
+		}
 	}
 	return ""
 }
 
 // Referrers returns the artifacts that refer to an image, signatures for example.
 func Referrers(r *repo.Repo, image Digest) ([]Digest, error) {
-	refs, err := r.StreamRefs(referrerDir + "/" + string(image))
+	return manifestsBelow(r, referrerDir+"/"+string(image))
+}
+
+// manifestsBelow returns the manifests to which the refs of a directory lead.
+func manifestsBelow(r *repo.Repo, dir string) ([]Digest, error) {
+	refs, err := r.StreamRefs(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +225,7 @@ func Referrers(r *repo.Repo, image Digest) ([]Digest, error) {
 	return list, nil
 }
 
-// allReferrers returns the artifacts that refer to an image, and those that refer to them.
+// allReferrers returns the artifacts that refer to an image, those that refer to them, and the manifests of those that are indexes.
 func allReferrers(r *repo.Repo, image Digest) ([]Digest, error) {
 	all := []Digest{image}
 	for k := 0; k < len(all); k++ {
@@ -221,7 +233,11 @@ func allReferrers(r *repo.Repo, image Digest) ([]Digest, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, d := range list {
+		members, err := manifestsBelow(r, memberDir+"/"+string(all[k]))
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range append(list, members...) {
 			if !slices.Contains(all, d) {
 				all = append(all, d)
 			}
