@@ -56,8 +56,9 @@ func (a *app) ociPullCommand() *cobra.Command {
 Layers that are there are not read again. A pull from a registry that was interrupted goes on where it was, in the middle of a layer,
 and of several pulls that want the same layer one brings it. The tag is set when everything is durable.
 
-Artifacts that refer to the image, signatures for example, come along from a layout, and with --referrers from a registry. With
---artifact-type, only those of one type do. They stay as long as the image.
+Artifacts that refer to the image, signatures for example, come along from a layout, and with --referrers from a registry; an index
+comes with all its manifests. With --artifact-type, only those of one type do. They stay as long as the image. The signature policy of
+the machine may reject them; that they are signed themselves it is not asked.
 
 IMAGE may be the difference between two images, as oci-delta makes it: the new one is made of the old one, which has to be in the
 repository. Layers that are made so cannot be kept as they come.
