@@ -46,7 +46,8 @@ type PullOptions struct {
 	// the formats and the extended attributes that are kept, and it is an error if it is not found. Zero: none.
 	Expected fsverity.Digest
 	// KeepBlobs keeps layers as they come, too, if they are compressed: they are given back with their digests, whoever compressed
-	// them. It costs what was downloaded. Once kept, they stay with the image.
+	// them. It costs what was downloaded. Once kept, they stay with the image. Of a delta it is an error, ErrDifference, if a layer
+	// has to be made.
 	KeepBlobs bool
 	// Resume keeps the bytes of layers in the repository until the layers are durable: a pull that was killed or lost its network
 	// goes on in the middle of a layer, and of several pulls that want the same layer one brings it and the others wait. It is for
@@ -210,9 +211,13 @@ func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
 		return p.describeDelta(ctx, image)
 	}
 	config := image.Manifest.Config
-	blob := p.open(ctx, config)
-	defer blob.Close()
-	if image.ConfigJSON, err = readJSON(blob); err == nil {
+	from, err := p.origin(config)
+	if err == nil {
+		blob := p.fetch(ctx, from)
+		defer blob.Close()
+		image.ConfigJSON, err = readJSON(blob)
+	}
+	if err == nil {
 		err = config.Digest.verify(image.ConfigJSON)
 	}
 	if err == nil && image.Manifest.IsImage() {
@@ -226,19 +231,20 @@ func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
 
 func (p *pull) manifest(ctx context.Context, d Digest) ([]byte, error) {
 	if p.delta != nil {
-		return p.delta.Manifest(ctx, d)
+		return p.delta.Manifest(d)
 	}
 	return p.source.Manifest(ctx, d)
 }
 
-func (p *pull) open(ctx context.Context, d Descriptor) *resuming {
+// origin returns what of the source a blob of the image comes from.
+func (p *pull) origin(blob Descriptor) (Descriptor, error) {
 	if p.delta != nil {
-		return &resuming{ctx: ctx, source: p.delta, blob: d} // it opens what it needs itself
+		return p.delta.origin(blob)
 	}
-	return p.fetch(ctx, d)
+	return blob, nil
 }
 
-// fetch opens a blob of the source itself.
+// fetch opens a blob of the source.
 func (p *pull) fetch(ctx context.Context, d Descriptor) *resuming {
 	return &resuming{ctx: ctx, source: p.source, blob: d, retry: p.o.Retry, got: func(n int) { p.o.Progress.Bytes.Add(int64(n)) }}
 }

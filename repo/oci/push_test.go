@@ -173,6 +173,31 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// Layers that were kept with one image are those of another one, too, and are not read again.
+func TestKeptOnce(t *testing.T) {
+	layers := bigLayers(31, 3, 10)
+	pack := func(_ int, b []byte) []byte { return append(gzipped(b[:100]), gzipped(b[100:])...) }
+	first, second := newSource(pack, layers[:2]...), newSource(pack, layers[1:]...)
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	if _, err := oci.Pull(ctx, r, first, oci.PullOptions{Tag: "first", KeepBlobs: true}); err != nil {
+		t.Fatal(err)
+	}
+	pulled, err := oci.Pull(ctx, r, onlyLayers{second}, oci.PullOptions{Tag: "second", KeepBlobs: true})
+	if want := int64(len(second.blobs[layersOf(second.manifest)[1]])); err != nil || second.read.Load() != want {
+		t.Errorf("%d bytes were read, want %d: %v", second.read.Load(), want, err)
+	}
+	// They stay when the first one goes.
+	if err := oci.Untag(ctx, r, "first", repo.LockOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.GC(ctx, repo.GCOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if result, err := pushTo(t, r, pulled.Image, filepath.Join(t.TempDir(), "layout"), oci.PushOptions{Exact: true}); err != nil || result.Layers[0].How != oci.HowKept {
+		t.Errorf("%+v, %v", result, err)
+	}
+}
+
 // What belongs to an image goes along, to a layout that has other images already, and comes from there.
 func TestPushReferrers(t *testing.T) {
 	r := newRepo(t, fsverity.SHA256, erofs.V1)
