@@ -274,7 +274,7 @@ var ErrNotImage = errors.New("not a container image, but another artifact")
 // fstree.Tree.MakeContainerRoot. The sink takes the contents of files that are not in the layers as such, those with holes.
 func (i *Image) Tree(ctx context.Context, r *repo.Repo, sink fstree.Sink, l Limits) (*fstree.Tree, error) {
 	if !i.Manifest.IsImage() {
-		return nil, fmt.Errorf("%s: %w", i.Digest, ErrNotImage)
+		return nil, ErrNotImage
 	}
 	return treeOf(ctx, r, i.Config.RootFS.DiffIDs, i.Layers, sink, l)
 }

@@ -171,7 +171,7 @@ func TestIndexReferrer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, left := range []string{"objects/*/*", "streams/oci-*", "streams/refs/oci-*/*/*"} {
+	for _, left := range []string{"objects/*/*", "streams/oci-*", "streams/refs/oci-*/*"} {
 		if list, err := filepath.Glob(filepath.Join(r.Path(), left)); err != nil || len(list) > 0 {
 			t.Error(list, err)
 		}
