@@ -115,8 +115,8 @@ func TestOrigin(t *testing.T) {
 	for text, want := range map[string]boot.Origin{
 		"": {},
 		"[origin]\ncontainer-image-reference = ostree-unverified-image:docker://registry.example/os:1\n\n; more\n[boot]\nboot_type=uki\n" +
-			"digest=ab\n[image]\nmanifest_digest=sha256:cd\n[other]\ndigest=ef\n": {Image: "docker://registry.example/os:1",
-			Manifest: "sha256:cd", BootType: "uki", BootDigest: "ab"},
+			"digest=ab\ninitramfs=native\n[image]\nmanifest_digest=sha256:cd\n[other]\ndigest=ef\n": {Image: "docker://registry.example/os:1",
+			Manifest: "sha256:cd", BootType: "uki", BootDigest: "ab", Native: true},
 		"[origin]\nrefspec=my-os:os/stable\n[boot]\nboot_type=bls\n[ostree]\ncommit=ab\n":      {Refspec: "my-os:os/stable", BootType: "bls", Commit: "ab"},
 		"[origin]\ncontainer-image-reference=ostree-unverified-registry:registry.example/os\n": {Image: "docker://registry.example/os"},
 	} {

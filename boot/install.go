@@ -136,7 +136,8 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	if err != nil {
 		return p, err
 	}
-	origin := Origin{Image: d.Image, Manifest: d.Manifest, Refspec: d.Refspec, Commit: d.Commit, BootType: kind, BootDigest: sum}
+	origin := Origin{Image: d.Image, Manifest: d.Manifest, Refspec: d.Refspec, Commit: d.Commit, BootType: kind, BootDigest: sum,
+		Native: d.Unified != nil && d.Unified.Native}
 	p.Files = []Place{text(originPath(s.Digest), origin.text())}
 	for _, f := range p.ESP {
 		p.ESPSize += f.Size

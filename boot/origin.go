@@ -20,6 +20,7 @@ import (
 //	[boot]
 //	boot_type=bls
 //	digest=SHA256
+//	initramfs=native
 //	[image]
 //	manifest_digest=sha256:HEX
 //
@@ -38,10 +39,14 @@ type Origin struct {
 	Commit     string // checksum of the commit that the deployment was made of
 	BootType   string // "bls": type 1 entry, or "uki"
 	BootDigest string // SHA-256 of kernel and initramfs, or of the UKI
+	Native     bool   // see Unified
 }
 
 // unverified is what bootc has before the names of images whose signatures are left to the machine's policy.
 const unverified = "ostree-unverified-image:"
+
+// native is what the key initramfs has, which bootc does not know, if the installer made it.
+const native = "native"
 
 func (o Origin) text() string {
 	var b strings.Builder
@@ -52,6 +57,9 @@ func (o Origin) text() string {
 		fmt.Fprintf(&b, "[origin]\nrefspec=%s\n", o.Refspec)
 	}
 	fmt.Fprintf(&b, "[boot]\nboot_type=%s\ndigest=%s\n", o.BootType, o.BootDigest)
+	if o.Native {
+		b.WriteString("initramfs=" + native + "\n")
+	}
 	if o.Manifest != "" {
 		fmt.Fprintf(&b, "[image]\nmanifest_digest=%s\n", o.Manifest)
 	}
@@ -63,7 +71,8 @@ func (o Origin) text() string {
 
 // parseOrigin reads an origin. What it does not know, it passes over.
 func parseOrigin(text []byte) (o Origin, err error) {
-	keys := map[string]*string{"origin/container-image-reference": &o.Image, "boot/boot_type": &o.BootType,
+	var initramfs string
+	keys := map[string]*string{"boot/initramfs": &initramfs, "origin/container-image-reference": &o.Image, "boot/boot_type": &o.BootType,
 		"boot/digest": &o.BootDigest, "image/manifest_digest": &o.Manifest, "origin/refspec": &o.Refspec, "ostree/commit": &o.Commit}
 	section := ""
 	lines := bufio.NewScanner(bytes.NewReader(text))
@@ -84,7 +93,7 @@ func parseOrigin(text []byte) (o Origin, err error) {
 			*to = strings.TrimSpace(value)
 		}
 	}
-	o.Image = o.imageName()
+	o.Image, o.Native = o.imageName(), initramfs == native
 	return o, lines.Err()
 }
 

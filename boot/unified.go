@@ -27,6 +27,8 @@ type Unified struct {
 	Linux  uki.Content
 	Initrd uki.Content
 	Stub   uki.Content
+	// Native says that the initramfs was made for this system by the installer: so is that of an upgrade.
+	Native bool
 	// Version is the IMAGE_VERSION of the system, by which systemd-boot sorts the versions of a system, the newest first; "" for
 	// that in os-release, or if there is none, VERSION_ID with the time.
 	Version string

@@ -26,6 +26,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -45,6 +46,8 @@ type Config struct {
 	// ModulesDir is the directory of a kernel's modules, with modules.dep: usr/lib/modules/VERSION of some system. "" for a
 	// kernel that has everything built in.
 	ModulesDir string
+	// System has SetupRoot and ModulesDir where their paths do not begin with a slash; nil: all files are on this machine.
+	System fs.FS
 	// Modules are names of modules to be loaded beside [Storage], [Needed] and those of [Roots].
 	Modules []string
 	// FirmwareDir is where Firmware is looked for; "" means ModulesDir/../../firmware.
@@ -104,7 +107,7 @@ func Write(ctx context.Context, w io.Writer, c Config) error {
 // of the built-in lists that the kernel does not have are left out.
 func (c Config) Plan(ctx context.Context) (*Plan, error) {
 	p := &Plan{compression: c.Compression, time: c.Time}
-	program, machine, err := readProgram(c.SetupRoot)
+	program, machine, err := c.readProgram()
 	if err != nil {
 		return nil, err
 	}
@@ -137,9 +140,19 @@ func (c Config) Plan(ctx context.Context) (*Plan, error) {
 	return p, nil
 }
 
+// inSystem tells where a file or directory is.
+func (c Config) inSystem(name string) bool { return c.System != nil && !filepath.IsAbs(name) }
+
 // readProgram reads composefs-setup-root, and refuses what would not run.
-func readProgram(name string) ([]byte, elf.Machine, error) {
-	data, err := readFile(name)
+func (c Config) readProgram() ([]byte, elf.Machine, error) {
+	name := c.SetupRoot
+	var data []byte
+	var err error
+	if c.inSystem(name) {
+		data, err = fs.ReadFile(c.System, name)
+	} else {
+		data, err = readFile(name)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -157,13 +170,22 @@ func readProgram(name string) ([]byte, elf.Machine, error) {
 
 // modules adds the kernel modules and the list of them.
 func (b builder) modules(ctx context.Context, c Config, machine elf.Machine) ([]pid1.Module, error) {
-	// Symbolic links must not lead out of the directory.
-	root, err := os.OpenRoot(c.ModulesDir)
+	var dir fs.FS
+	var err error
+	if c.inSystem(c.ModulesDir) {
+		dir, err = fs.Sub(c.System, c.ModulesDir)
+	} else {
+		// Symbolic links must not lead out of the directory.
+		var root *os.Root
+		if root, err = os.OpenRoot(c.ModulesDir); err == nil {
+			defer root.Close()
+			dir = root.FS()
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer root.Close()
-	d, err := readDepmod(root)
+	d, err := readDepmod(dir)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.ModulesDir, err)
 	}
@@ -186,7 +208,7 @@ func (b builder) modules(ctx context.Context, c Config, machine elf.Machine) ([]
 		if b[name] != nil {
 			continue // for another root as well
 		}
-		f, err := root.Open(m.file)
+		f, err := dir.Open(m.file)
 		if err != nil {
 			return nil, err
 		}

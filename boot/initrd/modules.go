@@ -3,6 +3,7 @@ package initrd
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -55,7 +56,7 @@ type depmod struct {
 }
 
 // readDepmod reads modules.dep, and the other files if they are there.
-func readDepmod(root *os.Root) (*depmod, error) {
+func readDepmod(dir fs.FS) (*depmod, error) {
 	d := &depmod{file: map[string]string{}, needs: map[string][]string{}, before: map[string][]string{}, after: map[string][]string{},
 		alias: map[string][]string{}, builtin: map[string]bool{}}
 	for _, f := range []struct {
@@ -68,7 +69,7 @@ func readDepmod(root *os.Root) (*depmod, error) {
 			return nil
 		}},
 	} {
-		text, err := readDepmodFile(root, f.name)
+		text, err := readDepmodFile(dir, f.name)
 		if os.IsNotExist(err) && f.name != "modules.dep" {
 			continue
 		}
@@ -92,8 +93,8 @@ func readDepmod(root *os.Root) (*depmod, error) {
 	return d, nil
 }
 
-func readDepmodFile(root *os.Root, name string) (string, error) {
-	f, err := root.Open(name)
+func readDepmodFile(dir fs.FS, name string) (string, error) {
+	f, err := dir.Open(name)
 	if err != nil {
 		return "", err
 	}

@@ -1,6 +1,7 @@
 package initrd
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,7 +9,7 @@ import (
 )
 
 // depmodDir makes the files that depmod writes, without modules.
-func depmodDir(t *testing.T, files map[string]string) *os.Root {
+func depmodDir(t *testing.T, files map[string]string) fs.FS {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range files {
@@ -21,7 +22,7 @@ func depmodDir(t *testing.T, files map[string]string) *os.Root {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { root.Close() })
-	return root
+	return root.FS()
 }
 
 const someDep = `k/virtio_blk.ko.xz:

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -192,16 +194,12 @@ func (f installUKI) deploy(ctx context.Context, source string, s boot.System, wh
 		if err := open(&d.Unified.Linux, filepath.Join(kernel, "vmlinuz")); err != nil {
 			return named("kernel", err)
 		}
-	} else if r := s.Kernel(); r != nil {
-		kernel = filepath.Join(source, filepath.Dir(r.Kernel.Path))
 	}
 	switch {
-	case f.initrd == nativeInitrd && !fromDirectory(source) && (f.kernel == "" || f.setupRoot == ""):
-		return fmt.Errorf("%s: --initrd native takes its files from directories: say --kernel DIR and --setup-root FILE", source)
-	case f.initrd == nativeInitrd && kernel == "":
+	case f.initrd == nativeInitrd && kernel == "" && s.Kernel() == nil:
 		return fmt.Errorf("%s: no kernel in usr/lib/modules, whose modules --initrd native would take: say --kernel DIR", source)
 	case f.initrd == nativeInitrd:
-		return f.native(ctx, source, kernel, s, when, d)
+		return f.native(ctx, source, s, when, d)
 	case f.initrd != "":
 		return named("initrd", open(&d.Unified.Initrd, f.initrd))
 	case f.kernel != "":
@@ -210,22 +208,34 @@ func (f installUKI) deploy(ctx context.Context, source string, s boot.System, wh
 	return nil
 }
 
-// native makes the initramfs.
-func (f installUKI) native(ctx context.Context, source, modules string, s boot.System, when time.Time, d *boot.Deployment) error {
-	config := initrd.Config{SetupRoot: f.setupRoot, ModulesDir: modules, Modules: f.modules, Compression: initrd.Zstd, Time: when}
-	if config.SetupRoot == "" {
-		const name = "usr/bin/composefs-setup-root"
-		if s.Tree.Lookup("/"+name) == nil {
-			return fmt.Errorf("%s: no %s in it: say --setup-root FILE", source, name)
-		}
-		config.SetupRoot = filepath.Join(source, name)
-	}
+// native makes the initramfs. Its files are the system's own, but for those that flags name.
+func (f installUKI) native(ctx context.Context, source string, s boot.System, when time.Time, d *boot.Deployment) error {
+	const program = "usr/bin/composefs-setup-root"
+	config := initrd.Config{SetupRoot: program, System: s.Files(), Modules: f.modules, Compression: initrd.Zstd, Time: when}
 	var err error
+	if f.setupRoot != "" {
+		if config.SetupRoot, err = filepath.Abs(f.setupRoot); err != nil {
+			return err
+		}
+	} else if s.Tree.Lookup(program) == nil {
+		return fmt.Errorf("%s: no %s in it: say --setup-root FILE", source, program)
+	}
 	if config.SetupConfig, err = s.SetupConfig(); err != nil {
 		return fmt.Errorf("%s: %w", source, err)
 	}
-	if _, err := os.Stat(filepath.Join(modules, "kernel")); errors.Is(err, os.ErrNotExist) && len(f.modules) == 0 {
-		config.ModulesDir = "" // the kernel has all built in
+	builtIn := false // the kernel has everything that it needs
+	if f.kernel != "" {
+		if config.ModulesDir, err = filepath.Abs(f.kernel); err != nil {
+			return err
+		}
+		_, err = os.Stat(filepath.Join(f.kernel, "kernel"))
+		builtIn = errors.Is(err, os.ErrNotExist)
+	} else {
+		config.ModulesDir = strings.TrimPrefix(path.Dir(s.Kernel().Kernel.Path), "/")
+		builtIn = s.Tree.Lookup(config.ModulesDir+"/kernel") == nil
+	}
+	if builtIn && len(f.modules) == 0 {
+		config.ModulesDir = ""
 	}
 	plan, err := config.Plan(ctx)
 	if err != nil {
@@ -235,6 +245,6 @@ func (f installUKI) native(ctx context.Context, source, modules string, s boot.S
 	if err := plan.Write(&b); err != nil {
 		return err
 	}
-	d.Unified.Initrd = uki.Bytes(b.Bytes())
+	d.Unified.Initrd, d.Unified.Native = uki.Bytes(b.Bytes()), true
 	return nil
 }

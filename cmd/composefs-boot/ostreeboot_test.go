@@ -37,7 +37,7 @@ esac
 
 // A Debian that was committed with ostree boots from its commit, verified, with its /usr/etc as /etc, and with the digest that other
 // commands find for it. It upgrades itself to the second commit from a web server, from which it fetches the changed objects alone, by
-// the key that the install has left there, and boots that.
+// the key that the install has left there, and boots that. Kernel, initramfs and command line are unified images, made of the commits.
 func TestGuestBootsCommit(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	dir := t.TempDir()
@@ -68,7 +68,7 @@ func TestGuestBootsCommit(t *testing.T) {
 	source := "ostree:" + in("ostree") + ":os/stable"
 	first := digest(source)
 	var installed installResult
-	runJSON(t, &installed, "install", source, "--disk", in("disk.img"), "--karg", "console=ttyS0",
+	runJSON(t, &installed, "install", source, "--disk", in("disk.img"), "--uki", "--initrd", "native", "--karg", "console=ttyS0",
 		"--karg", "composefs.show", "--karg", "systemd.journald.forward_to_console=0", "--gpg-key", in("key.gpg"),
 		"--target-image", "ostree:"+strings.Replace(p.url(), "127.0.0.1", "10.0.2.2", 1)+":os/stable")
 	if installed.Digest != first {

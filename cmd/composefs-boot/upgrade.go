@@ -58,7 +58,8 @@ The machine keeps its state: /var is the same for both systems, and /etc of the 
 file by file. The booted system stays and can be chosen from the menu; composefs-boot rollback returns to it. Whatever fails on the
 way, and whenever the power does, the system boots that booted before. The boot loader is left as it is.
 
-A unified kernel image is installed if the image brings one, or made, if the booted system has one, with the flags of install.`,
+A unified kernel image is installed if the image brings one, or made, if the booted system has one, with the flags of install: with an
+initramfs made here, if the booted one has such.`,
 		Example: `  composefs-boot upgrade && systemctl reboot
   composefs-boot upgrade --check            # what would be downloaded
   composefs-boot upgrade --dry-run          # what would be written; what is downloaded for that stays for the upgrade`,
@@ -325,6 +326,9 @@ func (u *upgrade) plan(ctx context.Context, from *treeSource, s boot.System, scr
 				"say --secureboot-private-key and --secureboot-certificate, or take an image that brings its own in boot/EFI/Linux")
 		}
 		u.f.uki.make = true
+		if u.booted.Origin.Native && u.f.uki.initrd == "" {
+			u.f.uki.initrd = nativeInitrd
+		}
 	}
 	if err := u.f.uki.deploy(ctx, from.name, s, now, &d); err != nil {
 		return boot.Plan{}, err
