@@ -304,13 +304,13 @@ func treeOf(ctx context.Context, r *repo.Repo, diffIDs []Digest, streams []fsver
 	return m.tree(), nil
 }
 
-func (m *merged) stream(r *repo.Repo, d fsverity.Digest, sink fstree.Sink, l Limits) error {
-	s, err := r.OpenStream(d, LayerContent)
+func (m *merged) stream(o objects, d fsverity.Digest, sink fstree.Sink, l Limits) error {
+	s, err := o.OpenStream(d, LayerContent)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	a, err := newArchive(s.Reader, r, sink, l.orDefault())
+	a, err := newArchive(s.Reader, o, sink, l.orDefault())
 	if err != nil {
 		return err
 	}

@@ -18,9 +18,10 @@
 // manifest and a content type of its own: composefs-rs counts it, keeps it with all its manifests, and does not look into it.
 //
 // [Pull] reads an image from a [Source]; repo/oci/transport has those that are behind a network. Layers are downloaded, decompressed,
-// hashed and split at the same time, see splitter. The archive comes back bit for bit, so that the digest of a layer can be checked,
-// and the layer given away again. For that, the headers must be kept as they are, which archive/tar does not hand out; so tarReader
-// is our own, over blocks of 512 bytes, and one reader serves both the archive that is split and the stream that is read.
+// hashed and split at the same time, see splitter, and the tree grows of those that are complete: all becomes durable at once, with the
+// composefs images. The archive comes back bit for bit, so that the digest of a layer can be checked, and the layer given away again.
+// For that, the headers must be kept as they are, which archive/tar does not hand out; so tarReader is our own, over blocks of 512 bytes,
+// and one reader serves both the archive that is split and the stream that is read.
 //
 // [Image.Tree] lays the layers upon each other, from the streams: images are made again, in other formats, without the registry.
 // What an archive leaves open has one meaning, which is that of composefs-rs where that has one:

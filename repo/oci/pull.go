@@ -155,13 +155,42 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 			}
 		}
 	}
-	if err := p.layers(ctx, image); err != nil {
+	lacking, err := p.lacking(image)
+	if err != nil {
 		return nil, err
 	}
-	if err := p.images(ctx, image); err != nil {
+	var g *growing
+	if len(lacking) > 0 {
+		g = p.grow(ctx, image)
+		defer g.end()
+	}
+	if err := p.layers(ctx, image, g); err != nil {
+		return nil, err
+	}
+	g.wait()
+	p.count()
+	if err := p.images(ctx, image, g, lacking); err != nil {
+		p.checkpoint() // the layers are good, and are not brought again
 		return nil, err
 	}
 	return image, p.write(image)
+}
+
+// images makes the composefs images that the image lacks, and the one that is to be found.
+func (p *pull) images(ctx context.Context, image *Image, g *growing, lacking []LinkedImage) error {
+	if g != nil {
+		tree, err := g.tree()
+		if err == nil {
+			err = p.make(image, tree, lacking)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if p.o.Expected.IsZero() || !image.Manifest.IsImage() {
+		return nil
+	}
+	return p.search(ctx, image)
 }
 
 // describe reads the manifest and config of the image.

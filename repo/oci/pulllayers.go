@@ -16,8 +16,8 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/splitstream"
 )
 
-// layers brings the layers that are not there, several at a time, the largest first.
-func (p *pull) layers(ctx context.Context, image *Image) error {
+// layers brings the layers that are not there, several at a time, the largest first. Who makes the tree, if anybody does, hears of each.
+func (p *pull) layers(ctx context.Context, image *Image, g *growing) error {
 	image.Layers = make([]fsverity.Digest, len(image.Manifest.Layers))
 	if err := p.findBlobs(image); err != nil {
 		return err
@@ -39,6 +39,7 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		}
 		if !image.Layers[k].IsZero() && !p.again[id] {
 			p.stats.Present++
+			g.has(k)
 			if from, err := p.origin(image.Manifest.Layers[k]); p.o.Resume && err == nil { // who has brought it was killed before that, perhaps
 				if err := p.r.RemovePartial(keptName(from.Digest)); err != nil {
 					return err
@@ -77,6 +78,7 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 				}
 				for _, k := range k {
 					image.Layers[k] = d // each index is written by one worker
+					g.has(k)
 				}
 				p.o.Progress.Layers.Add(int64(len(k)))
 			}
@@ -89,12 +91,13 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 	}
 	close(work)
 	workers.Wait()
-	err := p.checkpoint() // also if one has failed: the others are not brought again
-	if err := cmp.Or(context.Cause(ctx), err); err != nil {
-		return err
+	err := context.Cause(ctx)
+	// Layers that were expensive are not brought again, nor are those that are complete when another one has failed. Otherwise the image
+	// becomes durable with them.
+	if err != nil || p.o.Resume || p.delta != nil || p.repair {
+		err = cmp.Or(err, p.checkpoint())
 	}
-	p.count()
-	return nil
+	return err
 }
 
 // checkpoint makes the layers durable that are complete. Then nothing has to be kept of their blobs any more.
@@ -294,7 +297,7 @@ func (p *pull) read(ctx context.Context, s *splitter, blob, from Descriptor, id 
 	}
 }
 
-// count computes how many objects were new: until now the import has had the layers' objects, and their streams.
+// count computes how many objects were new: until now the import has had the layers' objects, and their streams, and files with holes.
 func (p *pull) count() {
 	all := p.i.Stats()
 	p.stats.Objects, p.stats.Bytes = all.Objects-p.own.Objects, all.Bytes-p.own.Bytes

@@ -327,7 +327,7 @@ func (h *healer) bringAgain(ctx context.Context, t Tag) error {
 		return err
 	}
 	p.i = i
-	if err := p.layers(ctx, image); err != nil {
+	if err := p.layers(ctx, image, nil); err != nil {
 		return err
 	}
 	if image.Manifest.IsImage() {
@@ -451,7 +451,11 @@ func (p *pull) findLinked(ctx context.Context, image *Image) error {
 	for _, f := range p.r.Formats() {
 		usual = append(usual, LinkedImage{Format: f})
 	}
-	return p.make(ctx, image, usual)
+	tree, err := p.tree(ctx, image, fstree.XattrsAllowlist)
+	if err != nil {
+		return err
+	}
+	return p.make(image, tree, usual)
 }
 
 // remains is what is left in a repository, and a source for the rest.
