@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 	"github.com/composefs-boot/composefs-boot/repo/scan"
@@ -28,14 +29,15 @@ const (
 type Carry struct {
 	from fsverity.Digest
 	link string        // to /var
-	etc  *fstree.Inode // the changes in /etc, a directory for overlayfs; nil: none
+	etc  *fstree.Inode // the changes in /etc, a directory for overlayfs, or if the plan has an Etc, all of it; nil: none
 	open map[*fstree.Inode]func() (io.ReadCloser, error)
 }
 
 // PlanCarry has the new deployment go on with the machine's state: /var is the same one from now on, for both, and /etc gets
-// the changes that were made to that of the other deployment, as whole files. Without changes to /etc in the way of overlayfs there
-// must be none. What is changed in /etc after that stays with the other deployment.
-func (p *Plan) PlanCarry(ctx context.Context, dir string, from fsverity.Digest) error {
+// the changes that were made to that of the other deployment, as whole files: those that overlayfs keeps, or the differences to the /etc of
+// its image in the repository, where the state has all of it. Both deployments must have it in the same way. What is changed in /etc after
+// that stays with the other deployment.
+func (p *Plan) PlanCarry(ctx context.Context, dir string, from fsverity.Digest, r *repo.Repo) error {
 	c := &Carry{from: from, link: sharedVarLink, open: map[*fstree.Inode]func() (io.ReadCloser, error){}}
 	if link, err := os.Readlink(filepath.Join(dir, statePath(from), "var")); err == nil {
 		c.link = link // it is shared already, perhaps under another name than "default"
@@ -45,22 +47,31 @@ func (p *Plan) PlanCarry(ctx context.Context, dir string, from fsverity.Digest) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	upper := filepath.Join(etc, "upper")
-	if _, err := os.Stat(upper); errors.Is(err, fs.ErrNotExist) {
-		if len(entries) > 0 {
-			return fmt.Errorf("%s: it is all of /etc, not the changes to it, and cannot be joined with the new one: "+
-				"set mount = \"overlay\" for etc in setup-root-conf.toml", etc)
-		}
+	changes := filepath.Join(etc, "upper")
+	_, err = os.Stat(changes)
+	whole := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case whole && len(entries) == 0:
 		p.Carry = c
 		return nil
+	case whole && p.Etc == nil:
+		return fmt.Errorf("%s: it is all of /etc, not the changes to it, and the new system does not say that it has it so: "+
+			"set mount = \"bind\" for etc in its setup-root-conf.toml", etc)
+	case whole:
+		changes = etc
+	case p.Etc != nil:
+		return fmt.Errorf("%s: it is the changes to /etc, and the new system wants all of it: "+
+			"set mount = \"overlay\" for etc in its setup-root-conf.toml", etc)
 	}
-	t, err := scan.Dir(ctx, upper, scan.Digests(p.Digest.Algorithm()), scan.Options{Xattrs: fstree.XattrsAll})
+	t, err := scan.Dir(ctx, changes, scan.Digests(p.Digest.Algorithm()), scan.Options{Xattrs: fstree.XattrsAll})
 	if err != nil {
-		return fmt.Errorf("%s: %w", upper, err)
+		return fmt.Errorf("%s: %w", changes, err)
 	}
-	open := scan.Files(upper)
+	open := scan.Files(changes)
 	err = t.Walk(func(name string, i *fstree.Inode) error {
-		i.Xattrs = carriedXattrs(i.Xattrs)
+		if !whole {
+			i.Xattrs = carriedXattrs(i.Xattrs)
+		}
 		if _, ok := i.Content.(*fstree.Object); ok {
 			c.open[i] = func() (io.ReadCloser, error) { return open(name, i) }
 		}
@@ -68,6 +79,13 @@ func (p *Plan) PlanCarry(ctx context.Context, dir string, from fsverity.Digest) 
 	})
 	if err != nil {
 		return err
+	}
+	if whole {
+		old, _, err := r.ReadImage(from.String())
+		if err != nil {
+			return fmt.Errorf("what has been changed in %s is not known: %w", etc, err)
+		}
+		t.Root = mergeEtc(old.Lookup("etc"), t.Root, p.Etc)
 	}
 	// So that systemd sees that /usr is another one, and brings /etc up to date: ConditionNeedsUpdate=.
 	t.Root.Dir().Remove(".updated")

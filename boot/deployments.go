@@ -27,6 +27,7 @@ type Entry struct {
 type Deployed struct {
 	Digest  fsverity.Digest
 	Origin  Origin
+	Pinned  bool    // it is never pruned
 	Entries []Entry // in the order of the menu; none: it cannot be chosen
 }
 
@@ -62,6 +63,8 @@ func ReadHost(dir, esp string) (*Host, error) {
 		if d.Origin, err = readOrigin(root, digest); err != nil {
 			return nil, err
 		}
+		_, err = root.Lstat(pinPath(digest))
+		d.Pinned = err == nil
 		for _, e := range h.Entries {
 			if e.Image.Digest == digest {
 				d.Entries = append(d.Entries, e)
@@ -102,6 +105,14 @@ func (h *Host) Next() *Deployed {
 // Bad reports whether the boot loader has given it up: none of its entries has a try left.
 func (d Deployed) Bad() bool {
 	return len(d.Entries) > 0 && !slices.ContainsFunc(d.Entries, func(e Entry) bool { return !e.Name.Bad() })
+}
+
+// Version is what the menu sorts the system by; "" if it has none.
+func (d Deployed) Version() string {
+	if len(d.Entries) == 0 {
+		return ""
+	}
+	return d.Entries[0].Version
 }
 
 // Arguments are those of the command line of a deployment besides what names its image.

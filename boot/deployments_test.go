@@ -137,7 +137,7 @@ func TestCarry(t *testing.T) {
 	state := func(d fsverity.Digest) string { return "state/deploy/" + d.String() }
 	carry := func(dir string) error {
 		p := boot.Plan{Digest: two, State: state(two)}
-		if err := p.PlanCarry(context.Background(), dir, one); err != nil {
+		if err := p.PlanCarry(context.Background(), dir, one, nil); err != nil {
 			return err
 		}
 		return p.WriteState(dir, nil)
@@ -184,7 +184,7 @@ func TestCarry(t *testing.T) {
 	}
 	dir := t.TempDir()
 	put(t, dir, state(one)+"/etc/passwd", "all of it")
-	if err := carry(dir); err == nil || !strings.Contains(err.Error(), "cannot be joined") {
+	if err := carry(dir); err == nil || !strings.Contains(err.Error(), "the new system does not say") {
 		t.Errorf("%v", err)
 	}
 	dir = t.TempDir()

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -84,15 +85,15 @@ func (p Plan) PlanESP(dir string) (ESPPlan, error) {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return e, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
-	e.Free = int64(st.Bavail) * st.Bsize
+	e.Free = int64(st.Bavail)*st.Bsize + p.Freed
 	if len(files) > 0 {
 		if e.Need, err = disk.FATUsage(files, st.Bsize); err != nil {
 			return e, fmt.Errorf("%s: %w", dir, err)
 		}
 	}
 	if e.Need > e.Free {
-		return e, fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, or use a larger partition",
-			dir, e.Need, e.Free)
+		return e, fmt.Errorf("%s: %d bytes are needed, only %d are free: remove old boot entries, with composefs-boot prune for example, "+
+			"or use a larger partition", dir, e.Need, e.Free)
 	}
 	return e, nil
 }
@@ -184,46 +185,6 @@ func (f Place) equals(other io.Reader) (bool, error) {
 	}
 }
 
-// loaderFate decides about a boot loader's file that differs from what is there. Another boot loader stays, for other systems
-// may need it; so does a newer systemd-boot, and a configuration, which has become its owner's.
-func (f Place) loaderFate(there *os.File) (Fate, error) {
-	if _, err := there.Seek(0, io.SeekStart); err != nil {
-		return "", err
-	}
-	theirs, err := loaderVersion(there)
-	if err != nil || theirs == "" {
-		return Kept, err
-	}
-	r, err := f.Open()
-	if err != nil {
-		return "", err
-	}
-	defer r.Close()
-	ours, err := loaderVersion(r)
-	if err != nil || bls.CompareVersions(theirs, ours) > 0 {
-		return Kept, err
-	}
-	return Write, nil
-}
-
-// maxLoader limits what is searched of a boot loader, in bytes; systemd-boot has about 150 KiB.
-const maxLoader = 16 << 20
-
-// loaderVersion finds the mark that systemd-boot has in its binary, "#### LoaderInfo: systemd-boot VERSION ####", by which
-// bootctl knows it, too. It returns the version, or "" for anything else.
-func loaderVersion(r io.Reader) (string, error) {
-	b, err := io.ReadAll(io.LimitReader(r, maxLoader))
-	if err != nil {
-		return "", err
-	}
-	_, after, _ := bytes.Cut(b, []byte("#### LoaderInfo: systemd-boot "))
-	version, _, ended := bytes.Cut(after[:min(len(after), 256)], []byte(" ####"))
-	if !ended {
-		return "", nil
-	}
-	return string(version), nil
-}
-
 // Execute writes what is to be written. Files get their names when they are whole, and what makes the system appear in the
 // menu comes when everything else is on the disk: whenever the power fails, what booted before boots.
 func (e ESPPlan) Execute() error {
@@ -261,6 +222,14 @@ func (e ESPPlan) Execute() error {
 	return syncAll(root)
 }
 
+// temporaryName is what a file is called until it is whole.
+func temporaryName() string { return "." + rand.Text()[:12] + ".tmp" }
+
+func isTemporary(name string) bool {
+	letters := strings.TrimSuffix(strings.TrimPrefix(name, "."), ".tmp")
+	return name == "."+letters+".tmp" && len(letters) == 12 && strings.Trim(letters, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567") == ""
+}
+
 func writeFile(root *os.Root, f Place) error {
 	if err := root.MkdirAll(path.Dir(f.Path), 0o755); err != nil {
 		return err
@@ -270,7 +239,7 @@ func writeFile(root *os.Root, f Place) error {
 		return err
 	}
 	defer r.Close()
-	temporary := path.Dir(f.Path) + "/." + rand.Text()[:12] + ".tmp"
+	temporary := path.Join(path.Dir(f.Path), temporaryName())
 	w, err := root.OpenFile(temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err

@@ -119,6 +119,11 @@ func TestESPSpace(t *testing.T) {
 	if files, _ := os.ReadDir(dir); len(files) != 0 {
 		t.Errorf("%v", files)
 	}
+	// What is removed before makes room.
+	p.Freed = e.Need
+	if _, err := p.PlanESP(dir); err != nil {
+		t.Error(err)
+	}
 }
 
 // A file that turns out shorter than planned does not get its name, nor does the entry that names it.

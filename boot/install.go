@@ -87,15 +87,12 @@ type Plan struct {
 	ESPSize int64   // bytes of ESP, the sum
 	// Var is what /var begins with, from the image; nil if it has none.
 	Var *fstree.Inode
+	// Etc is what /etc begins with, if the state has all of it; nil if the state has the changes to that of the image.
+	Etc *fstree.Inode
 	// Carry is what comes from another deployment, see PlanCarry; nil: nothing.
 	Carry *Carry
-}
-
-// efiNames are the names of the boot loader by architecture: in the tree and at the place where firmware looks.
-var efiNames = map[string][2]string{
-	"amd64":   {"systemd-bootx64.efi", "BOOTX64.EFI"},
-	"arm64":   {"systemd-bootaa64.efi", "BOOTAA64.EFI"},
-	"riscv64": {"systemd-bootriscv64.efi", "BOOTRISCV64.EFI"},
+	// Freed is what is removed from the ESP before the plan is carried out, in bytes, see PrunePlan.
+	Freed int64
 }
 
 // errNoKernel tells what a tree needs.
@@ -108,7 +105,6 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	if s.Format == erofs.V2 {
 		version = 2
 	}
-	hexDigest := s.Digest.String()
 	image := karg.Make(s.Digest, version, d.Insecure)
 	line := d.line(image)
 	if c, err := karg.Parse(line); err != nil || c.Images[0] != image {
@@ -116,7 +112,7 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 	}
 	p := Plan{Digest: s.Digest, Karg: line, State: statePath(s.Digest)}
 	if d.ID == "" {
-		d.ID = "composefs-" + hexDigest[:32]
+		d.ID = entryID(s.Digest)
 	}
 	if !d.NoLoader {
 		loader, err := loaderFiles(s, d)
@@ -148,7 +144,11 @@ func PlanInstall(s System, d Deployment) (Plan, error) {
 			p.Var = unlinked(v)
 		}
 	}
-	return p, nil
+	binds, err := s.bindsEtc()
+	if etc := s.Tree.Lookup("etc"); binds && etc != nil && etc.Dir() != nil {
+		p.Etc = unlinked(etc)
+	}
+	return p, err
 }
 
 // line is the kernel command line. The native initramfs follows init= in front of the image alone, where nobody can have
@@ -172,46 +172,6 @@ func (d Deployment) line(image karg.Image) string {
 func text(name, content string) Place {
 	return Place{Path: name, Size: int64(len(content)),
 		Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil }}
-}
-
-// loaderFiles are systemd-boot, from the tree, and its configuration.
-func loaderFiles(s System, d Deployment) ([]Place, error) {
-	names, ok := efiNames[d.Arch]
-	if !ok {
-		return nil, fmt.Errorf("architecture %s: no boot loader is known for it", d.Arch)
-	}
-	const dir = "/usr/lib/systemd/boot/efi/"
-	loader := regular(s.Tree, dir+names[0]+".signed")
-	if loader == nil || d.Sign != nil {
-		if unsigned := regular(s.Tree, dir+names[0]); unsigned != nil {
-			loader = unsigned
-		}
-	}
-	if loader == nil {
-		return nil, fmt.Errorf("no boot loader in the tree: add %s%s (Debian: systemd-boot-efi)", dir[1:], names[0])
-	}
-	config := "timeout 3\nconsole-mode keep\neditor no\n"
-	if d.Enroll != nil {
-		config += "secure-boot-enroll if-safe\n" // by itself in virtual machines only: some hardware does not survive it
-	}
-	c, err := d.Scratch.content(s, *loader)
-	if err == nil && d.Sign != nil {
-		c, err = d.Sign.sign(c, d.Scratch)
-	}
-	if err == nil {
-		err = d.verify(c)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", loader.Path, err)
-	}
-	list := []Place{contentPlace("EFI/BOOT/"+names[1], c), contentPlace("EFI/systemd/"+names[0], c), text("loader/loader.conf", config)}
-	for k := range list {
-		list[k].Loader = true
-	}
-	if d.Enroll != nil {
-		list = append(list, d.Enroll.files...)
-	}
-	return list, nil
 }
 
 // entryFiles adds the kernel, its initramfs and the type 1 entry that names them. It returns the SHA-256 of kernel and
@@ -243,7 +203,7 @@ func (p *Plan) entryFiles(s System, d Deployment) (sum string, err error) {
 	}
 	sum = hex.EncodeToString(h.Sum(nil))
 	// Deployments with the same kernel share its files, as with bootc.
-	dir := "EFI/Linux/bootc_composefs-" + sum
+	dir := unifiedDir + kernelPrefix + sum
 	entry := &bls.Entry{}
 	set := func(key string, values ...string) {
 		if err == nil {
@@ -315,11 +275,19 @@ func (p Plan) StateTree() (*fstree.Tree, error) {
 		}
 		return d
 	}
-	dir(p.State + "/etc")
+	if p.Etc != nil {
+		dir(p.State).Set("etc", p.Etc)
+	} else {
+		dir(p.State + "/etc")
+	}
 	switch {
 	case p.Carry != nil:
 		dir(p.State).Set("var", &fstree.Inode{Perm: 0o777, Nlink: 1, Content: fstree.Symlink(p.Carry.link)})
-		if p.Carry.etc != nil {
+		switch {
+		case p.Carry.etc == nil:
+		case p.Etc != nil:
+			dir(p.State).Set("etc", p.Carry.etc)
+		default:
 			dir(p.State+"/etc").Set("upper", p.Carry.etc)
 		}
 	case p.Var != nil:

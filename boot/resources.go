@@ -71,7 +71,7 @@ func FindResources(t *fstree.Tree, open fstree.Open) ([]Resource, error) {
 	for _, e := range dirEntries(t, "/boot/EFI/Linux") {
 		if strings.HasSuffix(strings.ToLower(e.Name), ".efi") && e.Inode.Type() == fstree.TypeRegular {
 			r := Resource{Kind: KindUKI, Name: e.Name, Kernel: File{"/boot/EFI/Linux/" + e.Name, e.Inode}}
-			extra := "/boot/EFI/Linux/" + r.ID() + ".efi.extra.d"
+			extra := "/boot/EFI/Linux/" + r.ID() + extraSuffix
 			for _, e := range dirEntries(t, extra) {
 				if e.Inode.Type() == fstree.TypeRegular {
 					r.Extra = append(r.Extra, File{extra + "/" + e.Name, e.Inode})

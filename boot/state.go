@@ -38,7 +38,7 @@ func (p Plan) WriteState(dir string, open fstree.Open) error {
 		return err
 	}
 	// Not among the deployments, for those who list them. What an interrupted run left of this one is of no use.
-	unfinished := "state/." + path.Base(p.State) + ".new"
+	unfinished := newState(p.State)
 	if err := root.RemoveAll(unfinished); err != nil {
 		return err
 	}

@@ -165,7 +165,7 @@ func (p *Plan) unifiedFiles(s System, d Deployment, image karg.Image) (sum strin
 			if err != nil {
 				return "", fmt.Errorf("%s: %w", f.Path, err)
 			}
-			beside = append(beside, contentPlace(unifiedDir+name+".efi.extra.d/"+path.Base(f.Path), c))
+			beside = append(beside, contentPlace(unifiedDir+name+extraSuffix+"/"+path.Base(f.Path), c))
 		}
 		if sum, err = p.addUnified(name, c, d, beside); err != nil {
 			return "", err
@@ -180,7 +180,7 @@ func (p *Plan) addUnified(id string, c uki.Content, d Deployment, beside []Place
 		if err := d.checkAddon(a); err != nil {
 			return "", fmt.Errorf("%s: %w", a.Name, err)
 		}
-		beside = append(beside, contentPlace(unifiedDir+id+".efi.extra.d/"+a.Name, a.Content))
+		beside = append(beside, contentPlace(unifiedDir+id+extraSuffix+"/"+a.Name, a.Content))
 	}
 	h := sha256.New()
 	if _, err := io.Copy(h, c.Reader()); err != nil {

@@ -55,7 +55,8 @@ func directAlign(fd int) int {
 	if length == 0 || length > directSize || length&(length-1) != 0 || st.Dio_mem_align > pageAlign {
 		return 0
 	}
-	return length
+	// What comes behind whole pages begins a new one, for which the kernel reads nothing.
+	return max(length, pageAlign)
 }
 
 // collect takes the place of Write.

@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,6 +31,12 @@ func (r *Repo) Images() ([]Ref, error) {
 		refs = append(refs, Ref{strings.TrimPrefix(name, "images/refs/"), path.Base(target), d})
 	}, nil)
 	return refs, err
+}
+
+// RemoveImageRef removes a ref of an image. The image is garbage if nothing else leads to it. The error is ErrNotFound if there is no
+// such ref.
+func (r *Repo) RemoveImageRef(ctx context.Context, ref string, l LockOptions) error {
+	return r.removeRef(ctx, "images", ref, l)
 }
 
 // walkLinks calls link for the symbolic links below a directory, in the order of their names, and other for all that is

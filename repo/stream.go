@@ -153,6 +153,11 @@ func (r *Repo) namesIn(kind string) ([]string, error) {
 // RemoveStreamRef removes a ref of a stream. What it led to is garbage if nothing else leads there. The error is ErrNotFound if
 // there is no such ref.
 func (r *Repo) RemoveStreamRef(ctx context.Context, ref string, l LockOptions) error {
+	return r.removeRef(ctx, "streams", ref, l)
+}
+
+// removeRef removes a ref of an image or a stream.
+func (r *Repo) removeRef(ctx context.Context, kind, ref string, l LockOptions) error {
 	if err := checkRef(ref); err != nil {
 		return err
 	}
@@ -164,7 +169,7 @@ func (r *Repo) RemoveStreamRef(ctx context.Context, ref string, l LockOptions) e
 		return err
 	}
 	defer release()
-	name := "streams/refs/" + ref
+	name := kind + "/refs/" + ref
 	dir, err := r.openat(path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err == nil {
 		defer dir.Close()

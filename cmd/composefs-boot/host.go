@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -51,6 +52,28 @@ func (f hostFlags) open() (*host, error) {
 	return h, nil
 }
 
+// change finds the systems of a machine, and unless it is a dry run, keeps others from changing them until it is ended.
+func (f hostFlags) change(dry bool) (*host, error) {
+	if dry {
+		return f.open()
+	}
+	release, err := boot.Lock(f.root)
+	if err != nil {
+		return nil, err
+	}
+	h, err := f.open()
+	if err != nil {
+		release()
+		return nil, err
+	}
+	end := h.end
+	h.end = func() {
+		end()
+		release()
+	}
+	return h, nil
+}
+
 // booted returns the deployment that runs, or if this is not the machine's own root, the one that it boots next. It is an error if there
 // is none.
 func (h *host) booted() (*boot.Deployed, error) {
@@ -77,20 +100,52 @@ func (h *host) booted() (*boot.Deployed, error) {
 	return d, nil
 }
 
+// loaderVariable reads a variable that systemd-boot sets or follows.
+func loaderVariable(name string) (string, error) {
+	b, err := os.ReadFile("/sys/firmware/efi/efivars/" + name + "-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f")
+	// 4 bytes of attributes, and the text in UTF-16.
+	return string(bytes.ReplaceAll(b[min(4, len(b)):], []byte{0}, nil)), err
+}
+
+// chosen returns the defaults that somebody has set for the boot loader, which come before the order of the menu: patterns for the names
+// of entries.
+func (h *host) chosen() ([]string, error) {
+	var list []string
+	if h.flags.root == systemRoot {
+		for _, name := range []string{"LoaderEntryOneShot", "LoaderEntryDefault", "LoaderEntryPreferred"} {
+			if text, err := loaderVariable(name); err == nil {
+				list = append(list, text)
+			}
+		}
+	}
+	config, err := os.Open(filepath.Join(h.ESP, "loader/loader.conf"))
+	if errors.Is(err, os.ErrNotExist) {
+		return list, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer config.Close()
+	lines := bufio.NewScanner(config)
+	for lines.Scan() {
+		if f := strings.Fields(lines.Text()); len(f) == 2 && (f[0] == "default" || f[0] == "preferred") {
+			list = append(list, f[1])
+		}
+	}
+	return list, lines.Err()
+}
+
 // loaderESP finds the partition that the boot loader was started from, by the variable that it sets, and returns where it is mounted.
 // If it is not, it is mounted until end is called.
 func loaderESP() (dir string, end func(), err error) {
-	const variable = "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 	unknown := func(err error) error {
 		return fmt.Errorf("the EFI system partition is not known: %w: mount it and say --esp DIR", err)
 	}
-	b, err := os.ReadFile(variable)
+	uuid, err := loaderVariable("LoaderDevicePartUUID")
 	if err != nil {
 		return "", nil, unknown(err)
 	}
-	// 4 bytes of attributes, and the text in UTF-16.
-	uuid := strings.ToLower(string(bytes.ReplaceAll(b[min(4, len(b)):], []byte{0}, nil)))
-	device := "/dev/disk/by-partuuid/" + uuid
+	device := "/dev/disk/by-partuuid/" + strings.ToLower(uuid)
 	var st unix.Stat_t
 	if err := unix.Stat(device, &st); err != nil {
 		return "", nil, unknown(&os.PathError{Op: "stat", Path: device, Err: err})

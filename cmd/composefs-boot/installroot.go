@@ -43,6 +43,11 @@ func (a *app) installRoot(ctx context.Context, source string, f installFlags) er
 		}
 		defer r.Close()
 	}
+	release, err := boot.Lock(f.root)
+	if err != nil {
+		return err
+	}
+	defer release()
 	i, err := r.Begin(ctx, a.lock())
 	if err != nil {
 		return err

@@ -81,11 +81,16 @@ func (a *app) ociPrepareBoot(ctx context.Context, r *repo.Repo, args []string, f
 	if f.dry {
 		return a.printInstall(result)
 	}
-	if err := i.Commit(); err != nil {
-		return err
-	}
 	root, err := filepath.Abs(filepath.Join(r.Path(), ".."))
 	if err != nil {
+		return err
+	}
+	release, err := boot.Lock(root)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := i.Commit(); err != nil {
 		return err
 	}
 	if err := plan.WriteState(root, objectsOf(r)); err != nil {

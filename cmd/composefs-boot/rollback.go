@@ -38,7 +38,7 @@ up; it can still be chosen from the menu. /var is the same for both systems, /et
 }
 
 func (a *app) rollback(f hostFlags, dry bool) error {
-	h, err := f.open()
+	h, err := f.change(dry)
 	if err != nil {
 		return err
 	}
@@ -104,6 +104,7 @@ type deploymentStatus struct {
 	Booted   bool     `json:"booted"`
 	Next     bool     `json:"next"` // it boots if nobody chooses
 	Bad      bool     `json:"bad"`  // no tries left, or rolled back
+	Pinned   bool     `json:"pinned"`
 	Image    string   `json:"image,omitempty"`
 	Manifest string   `json:"manifest,omitempty"`
 	Version  string   `json:"version,omitempty"`
@@ -140,14 +141,10 @@ func (a *app) status(f hostFlags) error {
 	result := statusResult{Deployments: []deploymentStatus{}}
 	for _, d := range h.Deployments {
 		s := deploymentStatus{Digest: d.Digest.String(), Booted: f.root == systemRoot && d.Digest == booted.Digest,
-			Next: next != nil && d.Digest == next.Digest, Bad: d.Bad(), Image: d.Origin.Image, Manifest: d.Origin.Manifest,
-			Entries: []string{}}
-		if s.Image == "" && d.Origin.Refspec != "" {
-			s.Image = commitPrefix + d.Origin.Refspec
-		}
+			Next: next != nil && d.Digest == next.Digest, Bad: d.Bad(), Pinned: d.Pinned, Image: originName(d.Origin),
+			Manifest: d.Origin.Manifest, Version: d.Version(), Entries: []string{}}
 		for _, e := range d.Entries {
 			s.Entries = append(s.Entries, e.Path)
-			s.Version = e.Version
 		}
 		result.Deployments = append(result.Deployments, s)
 	}
@@ -160,7 +157,7 @@ func (a *app) status(f hostFlags) error {
 		for _, s := range []struct {
 			is   bool
 			name string
-		}{{d.Booted, "booted"}, {d.Next, "next"}, {d.Bad, "bad"}, {len(d.Entries) == 0, "no entry"}} {
+		}{{d.Booted, "booted"}, {d.Next, "next"}, {d.Bad, "bad"}, {d.Pinned, "pinned"}, {len(d.Entries) == 0, "no entry"}} {
 			if s.is && state != "" {
 				state += ", "
 			}

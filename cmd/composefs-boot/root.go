@@ -80,7 +80,8 @@ and ukify for systemd's.`,
 	root.AddCommand(a.mountCommand(), a.diffCommand(), a.lsCommand(), a.extractCommand(), a.exportCommand(), a.installCommand())
 	root.AddCommand(a.initrdCommand(), a.ukiCommand(), a.keysCommand(), a.chainCommand(), a.manCommand(root))
 	root.AddCommand(a.ociCommand(), a.ostreeCommand())
-	root.AddCommand(a.upgradeCommand(), a.switchCommand(), a.rollbackCommand(), a.statusCommand())
+	root.AddCommand(a.upgradeCommand(), a.switchCommand(), a.rollbackCommand(), a.statusCommand(), a.pruneCommand())
+	root.AddCommand(a.pinCommands()...)
 	root.AddCommand(a.mkcomposefsCommand(), a.infoCommand(), a.mountComposefsCommand(), a.ukifyCommand())
 	return root
 }

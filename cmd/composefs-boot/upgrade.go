@@ -23,6 +23,8 @@ import (
 type upgradeFlags struct {
 	host       hostFlags
 	check, dry bool
+	noPrune    bool
+	keep       *uint
 	arguments  []string
 	image      sourceFlags
 	uki        installUKI
@@ -40,6 +42,9 @@ type upgradeResult struct {
 	Pulled   *oci.PullStats `json:"pulled,omitempty"`   // that was made
 	Install  *installResult `json:"install,omitempty"`  // of the new system
 	Renames  []boot.Rename  `json:"renames,omitempty"`  // of boot entries
+	Pruned   *pruneResult   `json:"pruned,omitempty"`   // old systems that were removed
+
+	Loader *boot.LoaderUpdate `json:"loader,omitempty"`
 }
 
 func (a *app) upgradeCommand() *cobra.Command {
@@ -56,7 +61,12 @@ takes it.
 
 The machine keeps its state: /var is the same for both systems, and /etc of the new one gets the changes that were made to /etc so far,
 file by file. The booted system stays and can be chosen from the menu; composefs-boot rollback returns to it. Whatever fails on the
-way, and whenever the power does, the system boots that booted before. The boot loader is left as it is.
+way, and whenever the power does, the system boots that booted before.
+
+Before anything is written, systems are removed that are older than the one that runs, as composefs-boot prune does, with the space that
+this frees; --keep N has more of them stay, and composefs-boot pin one of them. If the new system brings a newer systemd-boot than the EFI
+system partition has, it takes the place of that; if that is signed, the new one must be, too, by the flags or by the same signer. Other
+boot loaders, and newer ones, are left as they are.
 
 A unified kernel image is installed if the image brings one, or made, if the booted system has one, with the flags of install: with an
 initramfs made here, if the booted one has such.`,
@@ -95,6 +105,8 @@ func (a *app) addUpgrade(c *cobra.Command) *upgradeFlags {
 	flags.BoolVar(&f.check, "check", false, "only say what would be downloaded, and change nothing")
 	flags.BoolVarP(&f.dry, "dry-run", "n", false, "print the plan, and change nothing but what is downloaded to the repository")
 	flags.StringArrayVar(&f.arguments, "karg", nil, "a kernel argument to add, `TEXT`")
+	f.keep = addKeep(c)
+	flags.BoolVar(&f.noPrune, "no-prune", false, "remove no old systems")
 	f.uki.addTo(flags)
 	f.image.add(c)
 	return f
@@ -110,7 +122,7 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 	if err != nil {
 		return err
 	}
-	h, err := f.host.open()
+	h, err := f.host.change(f.check || f.dry)
 	if err != nil {
 		return err
 	}
@@ -149,16 +161,12 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 			return err
 		}
 	}
-	insecure := len(booted.Entries) > 0 && booted.Entries[0].Image.Insecure
-	r, err := a.rootRepository(installFlags{root: f.host.root, insecure: insecure})
-	if err == nil && r == nil {
-		err = fmt.Errorf("%s: no repository there", filepath.Join(f.host.root, "composefs"))
-	}
+	r, err := a.hostRepository(h, booted)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	u := &upgrade{a: a, f: f, h: h, r: r, booted: booted, insecure: insecure, again: again,
+	u := &upgrade{a: a, f: f, h: h, r: r, booted: booted, again: again,
 		result: upgradeResult{DryRun: f.dry || f.check, Image: source, Booted: booted.Digest.String()}}
 	if isCommit(source) {
 		if err = u.openCommits(ctx, commit); err == nil {
@@ -175,6 +183,7 @@ func (a *app) upgrade(ctx context.Context, source string, f upgradeFlags) error 
 		if err := u.install(ctx); err != nil {
 			return fmt.Errorf("%w (the machine boots as before)", err)
 		}
+		u.collect(ctx)
 	}
 	return a.printUpgrade(u.result)
 }
@@ -191,14 +200,14 @@ func absolute(source string) (string, error) {
 
 // upgrade is an upgrade of a machine.
 type upgrade struct {
-	a        *app
-	f        upgradeFlags
-	h        *host
-	r        *repo.Repo
-	booted   *boot.Deployed
-	insecure bool
-	again    bool // the source is what the booted system comes from
-	result   upgradeResult
+	a       *app
+	f       upgradeFlags
+	h       *host
+	r       *repo.Repo
+	booted  *boot.Deployed
+	again   bool // the source is what the booted system comes from
+	result  upgradeResult
+	pruning *pruning // nil: nothing is removed
 
 	// Of OSTree commits.
 	remotes *remote.Store
@@ -264,14 +273,17 @@ func (u *upgrade) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.Digest != u.booted.Digest {
+		if err := plan.PlanCarry(ctx, u.h.Root, u.booted.Digest, u.r); err != nil {
+			return err
+		}
+	}
+	if err := u.planPrune(from, &plan); err != nil {
+		return err
+	}
 	esp, err := plan.PlanESP(u.h.ESP)
 	if err != nil {
 		return err
-	}
-	if s.Digest != u.booted.Digest {
-		if err := plan.PlanCarry(ctx, u.h.Root, u.booted.Digest); err != nil {
-			return err
-		}
 	}
 	for _, d := range u.h.Deployments {
 		if slices.ContainsFunc(d.Entries, func(e boot.Entry) bool { return e.Path == esp.First }) {
@@ -285,6 +297,11 @@ func (u *upgrade) install(ctx context.Context) error {
 	}
 	if err := i.Commit(); err != nil {
 		return err
+	}
+	if u.pruning != nil {
+		if err := u.pruning.execute(ctx, u.a, u.r); err != nil {
+			return err
+		}
 	}
 	if err := plan.WriteState(u.h.Root, objectsOf(u.r)); err != nil {
 		return err
@@ -305,13 +322,50 @@ func (u *upgrade) install(ctx context.Context) error {
 	return boot.ExecuteRenames(u.h.ESP, u.result.Renames)
 }
 
+// planPrune makes room: what it frees on the ESP counts for the new system.
+func (u *upgrade) planPrune(from *treeSource, plan *boot.Plan) error {
+	if u.f.noPrune {
+		return nil
+	}
+	origin := boot.Origin{Refspec: u.refspec}
+	if from.image != nil {
+		origin.Image = from.name
+	}
+	p, err := u.h.planPrune(u.r, u.booted, *u.f.keep, plan, origin)
+	if errors.Is(err, boot.ErrForeignLoader) {
+		u.result.Pruned = &pruneResult{DryRun: u.f.dry, Removed: []prunedSystem{},
+			Stay: []boot.Stay{{Digest: u.booted.Digest, Why: err.Error()}}}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w (with --no-prune, no old system is looked at)", err)
+	}
+	if p.Nothing() && len(p.Stay) == 0 {
+		return nil
+	}
+	plan.Freed = p.PrunePlan.Bytes
+	result := p.result(u.f.dry)
+	u.pruning, u.result.Pruned = &p, &result
+	return nil
+}
+
+// collect removes the objects of systems that are gone. The new one boots next, whatever comes of that.
+func (u *upgrade) collect(ctx context.Context) {
+	if u.pruning == nil || u.pruning.Nothing() {
+		return
+	}
+	if err := u.pruning.collect(ctx, u.a, u.r, u.result.Pruned); err != nil {
+		fmt.Fprintf(u.a.err, "objects of old systems are still there: %v (composefs-boot prune tries again)\n", err)
+	}
+}
+
 // plan decides what is written: the new system is booted as the old one is.
 func (u *upgrade) plan(ctx context.Context, from *treeSource, s boot.System, scratch *boot.Scratch) (boot.Plan, error) {
 	now, err := sourceDate(time.Now())
 	if err != nil {
 		return boot.Plan{}, err
 	}
-	d := boot.Deployment{NoLoader: true, Arguments: u.f.arguments, Insecure: u.insecure, Arch: runtime.GOARCH, Scratch: scratch,
+	d := boot.Deployment{NoLoader: true, Arguments: u.f.arguments, Insecure: isInsecure(u.booted), Arch: runtime.GOARCH, Scratch: scratch,
 		Version: s.Release.VersionAt(now), Manifest: from.manifest(), Refspec: u.refspec, Commit: from.checksum()}
 	if from.image != nil {
 		d.Image = from.name
@@ -337,7 +391,9 @@ func (u *upgrade) plan(ctx context.Context, from *treeSource, s boot.System, scr
 	if err != nil {
 		return plan, fmt.Errorf("%s: %w", from.name, err)
 	}
-	return plan, nil
+	loader, err := plan.UpdateLoader(u.h.ESP, s, d)
+	u.result.Loader = &loader
+	return plan, err
 }
 
 func (a *app) printUpgrade(r upgradeResult) error {
@@ -368,6 +424,14 @@ func (a *app) printUpgrade(r upgradeResult) error {
 		return err
 	}
 	a.printRenames(r.Renames, "")
+	if l := r.Loader; l.Left != "" {
+		fmt.Fprintf(a.out, "loader   left as it is: %s\n", l.Left)
+	} else if len(l.Files) > 0 {
+		fmt.Fprintf(a.out, "loader   systemd-boot %s in place of %s\n", l.To, l.From)
+	}
+	if r.Pruned != nil {
+		a.printPrune(*r.Pruned)
+	}
 	if !r.DryRun {
 		fmt.Fprintln(a.out, "The next boot has it; composefs-boot rollback returns to the booted system")
 	}

@@ -50,7 +50,10 @@ case $boot in
 	run composefs-boot -q upgrade
 	run composefs-boot -q rollback ;;
 3)
-	run composefs-boot -q upgrade ;;
+	run composefs-boot -q upgrade
+	run composefs-boot prune --dry-run
+	run composefs-boot prune --keep 1
+	run composefs-boot -q --system fsck ;;
 esac
 run composefs-boot status
 sync
@@ -117,7 +120,7 @@ func (w countingWriter) Write(b []byte) (int, error) {
 }
 
 // A machine that was installed from a registry upgrades itself to a second version, for which it downloads one layer of six, keeps its
-// state, returns to the first version, and stays as it is when the registry is gone.
+// state, returns to the first version, stays as it is when the registry is gone, and removes the second version.
 func TestGuestUpgrades(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -223,6 +226,15 @@ func TestGuestUpgrades(t *testing.T) {
 	m = start(one, "boot 3, version one, etc changed")
 	m.Expect(`upgrade-test: composefs-boot: .*registry.example.*nothing has changed: the machine boots as before`, never)
 	m.Expect(`upgrade-test: exit 1: composefs-boot -q upgrade`, "exit 0")
+	m.Expect(`exit 0: composefs-boot prune --dry-run`, never)
+	m.Expect(`upgrade-test: removed +`+two[:12], "")
+	m.Expect(`upgrade-test: freed +\S+ .*iB on the ESP, \d+ objects`, "")
+	m.Expect(`exit 0: composefs-boot prune --keep 1`, "exit [1-9]")
+	m.Expect(`upgrade-test: status: ok`, "exit [1-9]: composefs-boot -q --system fsck")
 	m.Expect(one[:12]+" .* booted, next ", "")
 	m.Expect(`upgrade-test: done`, "")
+	_, status, _ := strings.Cut(m.Console(), "prune --keep 1\n")
+	if strings.Contains(status, two[:12]) {
+		t.Errorf("version two is still there:\n%s", status)
+	}
 }

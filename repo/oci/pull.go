@@ -295,7 +295,7 @@ func (p *pull) write(image *Image) error {
 	moved := err == nil && named != config
 	var tags []string
 	if p.o.Tag != "" {
-		tags = append(tags, tagRef(p.o.Tag))
+		tags = append(tags, TagRef(p.o.Tag))
 	}
 	if s := image.Manifest.Subject; s != nil {
 		tags = append(tags, referrerRef(s.Digest, image.Digest))

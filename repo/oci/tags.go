@@ -56,7 +56,8 @@ func checkTag(name string) error {
 	return nil
 }
 
-func tagRef(name string) string { return tagDir + "/" + encoder.Replace(name) }
+// TagRef is the ref of a name of an image, below streams/refs.
+func TagRef(name string) string { return tagDir + "/" + encoder.Replace(name) }
 
 // resolve returns the image that a tag leads to.
 func resolve(r *repo.Repo, name string) (Digest, error) {
@@ -107,7 +108,7 @@ func SetTag(ctx context.Context, r *repo.Repo, image Digest, name string, l repo
 	if _, err := OpenIndex(r, image); err == nil {
 		return fmt.Errorf("%s: %w: it gets no name", image, ErrIndex)
 	}
-	if err := i.NameStream(stream, d, tagRef(name)); err != nil {
+	if err := i.NameStream(stream, d, TagRef(name)); err != nil {
 		return err
 	}
 	return i.Commit()
@@ -118,7 +119,7 @@ func Untag(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) e
 	if err := checkTag(name); err != nil {
 		return err
 	}
-	if err := r.RemoveStreamRef(ctx, tagRef(name), l); err != nil {
+	if err := r.RemoveStreamRef(ctx, TagRef(name), l); err != nil {
 		return fmt.Errorf("tag %q: %w", name, err)
 	}
 	return nil
@@ -215,7 +216,7 @@ func frees(ctx context.Context, r *repo.Repo, n Names, l repo.LockOptions) (Free
 		return Freed{}, err
 	}
 	for _, name := range n.Tags {
-		o.Without = append(o.Without, "streams/refs/"+tagRef(name))
+		o.Without = append(o.Without, "streams/refs/"+TagRef(name))
 	}
 	for _, a := range n.Referred {
 		o.Without = append(o.Without, "streams/refs/"+referrerRef(a.Subject, a.Artifact))

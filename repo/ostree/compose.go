@@ -363,7 +363,7 @@ func Store(ctx context.Context, r *repo.Repo, i *repo.Import, objects *Objects, 
 	}
 	var tags []string
 	if o.Tag != "" {
-		tags = append(tags, tagRef(o.Tag))
+		tags = append(tags, TagRef(o.Tag))
 	}
 	return s, i.NameStream(commitStream+c.String(), s.stream, tags...)
 }

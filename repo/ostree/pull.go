@@ -153,7 +153,7 @@ func (p *pull) ref(ctx context.Context, name string) (Pulled, error) {
 		if err := CheckTag(name); err != nil {
 			return result, err
 		}
-		tags = append(tags, tagRef(name))
+		tags = append(tags, TagRef(name))
 		if old, err := Resolve(p.r, name); err == nil && old != c {
 			if err := p.tryBase(old); err != nil {
 				return result, err

@@ -18,7 +18,8 @@ var (
 	decoder = strings.NewReplacer("%25", "%", "%2F", "/")
 )
 
-func tagRef(name string) string { return refDir + "/" + encoder.Replace(name) }
+// TagRef is the ref of a name of a commit, below streams/refs.
+func TagRef(name string) string { return refDir + "/" + encoder.Replace(name) }
 
 // Tags returns the names of commits, sorted. What they lead to is kept.
 func Tags(r *repo.Repo) ([]Ref, error) {
@@ -122,7 +123,7 @@ func SetTag(ctx context.Context, r *repo.Repo, c Checksum, name string, l repo.L
 	if err != nil {
 		return err
 	}
-	if err := i.NameStream(commitStream+c.String(), d, tagRef(name)); err != nil {
+	if err := i.NameStream(commitStream+c.String(), d, TagRef(name)); err != nil {
 		return err
 	}
 	return i.Commit()
@@ -133,7 +134,7 @@ func Untag(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) e
 	if err := CheckTag(name); err != nil {
 		return err
 	}
-	if err := r.RemoveStreamRef(ctx, tagRef(name), l); err != nil {
+	if err := r.RemoveStreamRef(ctx, TagRef(name), l); err != nil {
 		return fmt.Errorf("ref %q: %w", name, err)
 	}
 	return nil
@@ -180,7 +181,7 @@ func UntagFrees(ctx context.Context, r *repo.Repo, names []string, l repo.LockOp
 		return Freed{}, err
 	}
 	for _, name := range names {
-		o.Without = append(o.Without, "streams/refs/"+tagRef(name))
+		o.Without = append(o.Without, "streams/refs/"+TagRef(name))
 	}
 	after, err := r.GC(ctx, o)
 	return Freed{names, after.Objects - before.Objects, after.Bytes - before.Bytes, len(after.Images) - len(before.Images),
