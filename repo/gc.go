@@ -101,10 +101,8 @@ func (r *Repo) executeGC(ctx context.Context, p GCPlan) error {
 			return err
 		}
 	}
-	for _, ref := range p.Refs {
-		if err := r.removeEmpty(path.Dir(ref)); err != nil {
-			return err
-		}
+	if err := r.removeEmpty("streams/refs", 0); err != nil {
+		return err
 	}
 	if len(names) > 0 {
 		if err := unix.Syncfs(int(r.dir.Fd())); err != nil {
@@ -155,19 +153,37 @@ func (r *Repo) unlink(name string) error {
 	return nil
 }
 
-// removeEmpty removes a directory if nothing is in it.
-func (r *Repo) removeEmpty(name string) error {
-	parent, err := r.openat(path.Dir(name), unix.O_RDONLY|unix.O_DIRECTORY)
+// removeEmpty removes directories of refs in which nothing is, but for "oci" and the like, depth 1.
+func (r *Repo) removeEmpty(name string, depth int) error {
+	dir, err := r.openat(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	defer parent.Close()
-	switch err := unix.Unlinkat(int(parent.Fd()), path.Base(name), unix.AT_REMOVEDIR); err {
-	case nil, unix.ENOENT, unix.ENOTEMPTY:
-		return nil
-	default:
-		return &os.PathError{Op: "remove", Path: name, Err: err}
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		return err
 	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if err := r.removeEmpty(name+"/"+e.Name(), depth+1); err != nil {
+			return err
+		}
+		if depth == 0 {
+			continue
+		}
+		switch err := unix.Unlinkat(int(dir.Fd()), e.Name(), unix.AT_REMOVEDIR); err {
+		case nil, unix.ENOENT, unix.ENOTEMPTY:
+		default:
+			return &os.PathError{Op: "remove", Path: name + "/" + e.Name(), Err: err}
+		}
+	}
+	return nil
 }
 
 func (r *Repo) planGC(ctx context.Context, o GCOptions) (GCPlan, error) {

@@ -34,6 +34,10 @@ func (r *Repo) OpenStream(d fsverity.Digest, contentType uint64) (*Stream, error
 	if err != nil {
 		return nil, err
 	}
+	return r.openStream(f, d, contentType)
+}
+
+func (r *Repo) openStream(f *os.File, d fsverity.Digest, contentType uint64) (*Stream, error) {
 	info, err := f.Stat()
 	if err != nil {
 		f.Close()

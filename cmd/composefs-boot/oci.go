@@ -56,14 +56,16 @@ func (a *app) ociPullCommand() *cobra.Command {
 Layers that are there are not read again. A pull from a registry that was interrupted goes on where it was, in the middle of a layer,
 and of several pulls that want the same layer one brings it. The tag is set when everything is durable.
 
-Artifacts that refer to the image, signatures for example, come along from a layout, and with --referrers from a registry. With
---artifact-type, only those of one type do. They stay as long as the image.
+Artifacts that refer to the image, signatures for example, come along from a layout, and with --referrers from a registry; an index
+comes with all its manifests. With --artifact-type, only those of one type do. They stay as long as the image. The signature policy of
+the machine may reject them; that they are signed themselves it is not asked.
 
 IMAGE may be the difference between two images, as oci-delta makes it: the new one is made of the old one, which has to be in the
-repository. Layers that are made so cannot be kept as they come.
+repository. A pull that was interrupted goes on with the layers that are not complete.
 
 With --keep-blobs, compressed layers are kept as they come, too, which takes as much space as was downloaded: then oci push gives them
-back with the same digests, whoever compressed them. Layers that are there are read again for that. If cfsctl pulls the same image into
+back with the same digests, whoever compressed them. Layers that are there, but were not kept with any image, are read again for that;
+of layers that a delta has no more of than the difference it is an error. If cfsctl pulls the same image into
 the repository, it does not know of them: gc removes them, and another pull with --keep-blobs brings them again.
 
 With --expected-digest the image to boot is looked for that has this digest, among the formats and the extended attributes that may

@@ -96,8 +96,8 @@ func (a *app) ociInspectCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "inspect IMAGE",
 		Short: "Print manifest and config of an image",
-		Long: `Print manifest, config, referrers and composefs images of an image as JSON. IMAGE is a tag, or the digest of a manifest with "@"
-before it.`,
+		Long: `Print manifest, config, referrers and composefs images of an image as JSON, or of an artifact that is an index what is in it. IMAGE is
+a tag, or the digest of a manifest with "@" before it; referrers are named by their digests.`,
 		Example: `  composefs-boot --repo r oci inspect my-os
   composefs-boot --repo r oci inspect --config my-os | jq .rootfs`,
 		Args: exactly(1),
@@ -108,6 +108,9 @@ before it.`,
 	c.RunE = func(_ *cobra.Command, args []string) error {
 		return a.withRepo(func(r *repo.Repo) error {
 			i, err := oci.Open(r, args[0])
+			if errors.Is(err, oci.ErrIndex) && !*config {
+				return a.inspectIndex(r, args[0], *manifest)
+			}
 			if err != nil {
 				return err
 			}
@@ -119,14 +122,11 @@ before it.`,
 				_, err := fmt.Fprintf(a.out, "%s\n", text)
 				return err
 			}
-			referrers, err := oci.Referrers(r, i.Digest)
+			referrers, err := referrersOf(r, i.Digest)
 			if err != nil {
 				return err
 			}
-			result := ociInspectResult{Manifest: string(i.ManifestJSON), Config: string(i.ConfigJSON), Referrers: []string{}}
-			for _, d := range referrers {
-				result.Referrers = append(result.Referrers, string(d))
-			}
+			result := ociInspectResult{Manifest: string(i.ManifestJSON), Config: string(i.ConfigJSON), Referrers: referrers}
 			format, err := a.erofsFormat(r)
 			if err != nil {
 				return usageError{err}
@@ -144,6 +144,44 @@ before it.`,
 		})
 	}
 	return c
+}
+
+// ociIndexResult is what oci inspect prints of an artifact that is an index.
+type ociIndexResult struct {
+	Index        string   `json:"index"`
+	ArtifactType string   `json:"artifact_type"`
+	Manifests    []string `json:"manifests"`
+	Referrers    []string `json:"referrers"`
+}
+
+// inspectIndex prints an index that is named by its digest.
+func (a *app) inspectIndex(r *repo.Repo, name string, textOnly bool) error {
+	x, err := oci.OpenIndex(r, oci.Digest(strings.TrimPrefix(name, "@")))
+	if err != nil {
+		return err
+	}
+	if textOnly {
+		_, err := fmt.Fprintf(a.out, "%s\n", x.JSON)
+		return err
+	}
+	result := ociIndexResult{Index: string(x.JSON), ArtifactType: x.ArtifactType, Manifests: []string{}}
+	for _, m := range x.Manifests {
+		result.Manifests = append(result.Manifests, string(m.Digest))
+	}
+	if result.Referrers, err = referrersOf(r, x.Digest); err != nil {
+		return err
+	}
+	return printJSON(a.out, result)
+}
+
+// referrersOf returns the digests of the artifacts that refer to an image.
+func referrersOf(r *repo.Repo, image oci.Digest) ([]string, error) {
+	list := []string{}
+	referrers, err := oci.Referrers(r, image)
+	for _, d := range referrers {
+		list = append(list, string(d))
+	}
+	return list, err
 }
 
 // ociLayerResult is what oci layer --json prints.

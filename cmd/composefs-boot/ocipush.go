@@ -94,12 +94,19 @@ func (a *app) ociPush(ctx context.Context, r *repo.Repo, name, dest string, f im
 	for _, d := range out.Referrers {
 		fmt.Fprintf(a.out, "referrer %s\n", d)
 	}
+	for _, d := range out.Left {
+		fmt.Fprintf(a.out, "left out %s\n", d)
+	}
 	fmt.Fprintf(a.out, "manifest %s\n%s written to %s\n", out.Manifest, size(out.Bytes), dest)
 	if !out.Same {
 		fmt.Fprintf(a.out, "The manifest is another one: it was %s, but layers had to be made again with other bytes (oci pull --keep-blobs keeps them)\n", i.Digest)
 	}
 	if len(out.Left) > 0 {
-		fmt.Fprintf(a.out, "%d artifacts that refer to the image were left out: it has another digest now\n", len(out.Left))
+		what := "the image that they refer to has another digest now"
+		if out.Same {
+			what = "they could be given with other digests only"
+		}
+		fmt.Fprintf(a.out, "%d artifacts were left out: %s\n", len(out.Left), what)
 	}
 	return nil
 }

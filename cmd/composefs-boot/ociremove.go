@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,22 +13,32 @@ import (
 
 // ociRemoveResult is what oci rm and oci untag print as JSON.
 type ociRemoveResult struct {
-	DryRun bool       `json:"dry_run"`
-	Tags   []string   `json:"tags"`
-	Frees  *oci.Freed `json:"frees,omitempty"` // of a dry run
+	DryRun    bool         `json:"dry_run"`
+	Tags      []string     `json:"tags"`
+	Referrers []oci.Digest `json:"referrers"`
+	Frees     *oci.Freed   `json:"frees,omitempty"` // of a dry run
 }
 
-// printRemoved says which tags are gone, or what would be free without them.
-func (a *app) printRemoved(tags []string, frees *oci.Freed) error {
+// printRemoved says which names are gone, or what would be free without them.
+func (a *app) printRemoved(n oci.Names, frees *oci.Freed) error {
+	result := ociRemoveResult{frees != nil, append([]string{}, n.Tags...), []oci.Digest{}, frees}
+	for _, r := range n.Referred {
+		if !slices.Contains(result.Referrers, r.Artifact) {
+			result.Referrers = append(result.Referrers, r.Artifact)
+		}
+	}
 	if a.json {
-		return printJSON(a.out, ociRemoveResult{frees != nil, append([]string{}, tags...), frees})
+		return printJSON(a.out, result)
 	}
-	word := "Removed tag"
+	word := "Removed"
 	if frees != nil {
-		word = "Would remove tag"
+		word = "Would remove"
 	}
-	for _, tag := range tags {
-		fmt.Fprintln(a.out, word, tag)
+	for _, tag := range result.Tags {
+		fmt.Fprintln(a.out, word, "tag", tag)
+	}
+	for _, d := range result.Referrers {
+		fmt.Fprintln(a.out, word, "referrer", d)
 	}
 	if frees != nil {
 		fmt.Fprintf(a.out, "Then gc frees %s: %d objects, %d images, %d streams\n", size(frees.Bytes), frees.Objects, frees.Images, frees.Streams)
@@ -53,12 +64,12 @@ done but to say what gc would free then, besides what it would free now.`,
 				if err != nil {
 					return err
 				}
-				return a.printRemoved(frees.Tags, &frees)
+				return a.printRemoved(frees.Names, &frees)
 			}
 			if err := oci.Untag(c.Context(), r, args[0], a.lock()); err != nil {
 				return err
 			}
-			return a.printRemoved(args, nil)
+			return a.printRemoved(oci.Names{Tags: args}, nil)
 		})
 	}
 	return c
@@ -68,8 +79,9 @@ func (a *app) ociRemoveCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rm IMAGE...",
 		Short: "Take all names of images away",
-		Long: `Take all names of images away, and let go of the artifacts that refer to them. What nobody else needs is removed by gc. With
---dry-run nothing is done but to say what gc would free then, besides what it would free now.`,
+		Long: `Take all names of images away, and let go of the artifacts that refer to them. What nobody else needs is removed by gc. An artifact,
+by its digest with "@" before it, is let go by the image that it refers to. With --dry-run nothing is done but to say what gc would free
+then, besides what it would free now.`,
 		Example: `  composefs-boot --repo r oci rm my-os && composefs-boot --repo r gc
   composefs-boot --repo r oci rm --dry-run my-os`,
 		Args: between(1, 1<<20),
@@ -79,12 +91,12 @@ func (a *app) ociRemoveCommand() *cobra.Command {
 		return a.withRepo(func(r *repo.Repo) error {
 			var images []oci.Digest
 			for _, name := range args {
-				i, err := oci.Open(r, name)
+				d, err := oci.Resolve(r, name)
 				if err != nil {
 					return err
 				}
-				if !slices.Contains(images, i.Digest) {
-					images = append(images, i.Digest)
+				if !slices.Contains(images, d) {
+					images = append(images, d)
 				}
 			}
 			if *dry {
@@ -92,16 +104,19 @@ func (a *app) ociRemoveCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.printRemoved(frees.Tags, &frees)
+				return a.printRemoved(frees.Names, &frees)
 			}
-			var removed []string
+			var removed oci.Names
 			for _, image := range images {
-				tags, err := oci.Remove(c.Context(), r, image, a.lock())
-				removed = append(removed, tags...)
+				gone, err := oci.Remove(c.Context(), r, image, a.lock())
+				removed.Tags, removed.Referred = append(removed.Tags, gone.Tags...), append(removed.Referred, gone.Referred...)
 				if err != nil {
 					a.printRemoved(removed, nil)
 					return err
 				}
+			}
+			if len(removed.Tags)+len(removed.Referred) == 0 {
+				return fmt.Errorf("%s: it has no name, and refers to nothing here: gc removes it, unless an index has it", strings.Join(args, " "))
 			}
 			return a.printRemoved(removed, nil)
 		})

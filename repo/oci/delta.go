@@ -29,7 +29,7 @@ const (
 	deltaTo       = "io.github.containers.delta.to" // of a layer: the digest of the new image's blob
 )
 
-// delta is the new image as a Source. The layers that are made of the old one are given uncompressed.
+// delta is what a new image is made of.
 type delta struct {
 	p        *pull
 	manifest []byte
@@ -86,8 +86,7 @@ func (d *delta) describe(ctx context.Context, m Manifest) (*Image, error) {
 		return nil, fmt.Errorf("manifest %s: %w", manifest.Digest, err)
 	}
 	d.digest = manifest.Digest
-	// Layers that are made here cannot be kept as they came, neither in part nor as a whole.
-	d.p.delta, d.p.o.asIs, d.p.o.Resume, d.p.o.KeepBlobs = d, true, false, false
+	d.p.delta = d
 	image, err := d.p.describeDigest(ctx, d.digest)
 	if err != nil {
 		return nil, err
@@ -125,39 +124,49 @@ func (d *delta) needsOld(image *Image) error {
 	return nil
 }
 
-// Manifest returns the manifest of the new image, see Source.
-func (d *delta) Manifest(_ context.Context, digest Digest) ([]byte, error) {
+// Manifest returns the manifest of the new image.
+func (d *delta) Manifest(digest Digest) ([]byte, error) {
 	if digest != d.digest {
 		return nil, Permanent(fmt.Errorf("manifest %s: %w", digest, repo.ErrNotFound))
 	}
 	return d.manifest, nil
 }
 
-// Blob opens the config or a layer of the new image, see Source. What comes from the delta's own source is asked for again there.
-func (d *delta) Blob(ctx context.Context, blob Descriptor, offset int64) (io.ReadCloser, int64, error) {
-	from, ok := d.layers[blob.Digest]
+// origin returns the blob of the delta from which the config or a layer of the new image comes: that itself, or a difference.
+func (d *delta) origin(blob Descriptor) (Descriptor, error) {
 	if blob.Digest == d.config.Digest {
-		from, ok = d.config, true
+		return d.config, nil
 	}
+	from, ok := d.layers[blob.Digest]
 	if !ok {
-		return nil, 0, Permanent(errors.New("it is not in the delta, since the old image has it, and not in the repository"))
+		return from, errors.New("it is not in the delta, since the old image has it, and not in the repository")
 	}
-	if from.Size > d.p.o.Limits.Layer {
-		return nil, 0, Permanent(fmt.Errorf("more than %d bytes: %w", d.p.o.Limits.Layer, ErrTooLarge))
+	return from, nil
+}
+
+// ErrDifference tells that a layer that is made here cannot be kept as it was compressed.
+var ErrDifference = errors.New("the delta has not the layer as it was compressed, which was to be kept: pull the image itself, or keep no blobs")
+
+// keeps is an error if a layer of the new image cannot be kept as it came.
+func (d *delta) keeps(blob Descriptor) error {
+	if from, ok := d.layers[blob.Digest]; !ok || from.Digest != blob.Digest {
+		return ErrDifference
 	}
-	in := io.ReadCloser(d.p.fetch(ctx, from))
-	if from.MediaType == typeTarDiff {
-		if err := d.readOld(ctx); err != nil {
-			return nil, 0, Permanent(err)
-		}
-		diff := in
-		in = piped(func(w io.Writer) error {
-			defer diff.Close()
-			return tardiff.Apply(w, diff, d.open, d.p.o.Limits.Layer)
-		})
+	return nil
+}
+
+// archive makes a layer of its difference to the old image. Who has called end reads from the difference alone.
+func (d *delta) archive(diff io.Reader) (archive io.Reader, end func()) {
+	out, in := io.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		in.CloseWithError(tardiff.Apply(in, diff, d.open, d.p.o.Limits.Layer))
+	}()
+	return out, func() {
+		out.Close()
+		<-done
 	}
-	_, err := io.CopyN(io.Discard, in, offset)
-	return in, -1, err
 }
 
 // readOld makes the tree of the old image, as its layers have it.

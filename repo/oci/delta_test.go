@@ -3,14 +3,18 @@ package oci_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	varint "encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -19,6 +23,7 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/erofs"
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 	"github.com/composefs-boot/composefs-boot/repo/oci"
+	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
 const tarDiff = "application/vnd.tar-diff"
@@ -119,7 +124,7 @@ func TestDelta(t *testing.T) {
 		}
 		for round := range 2 {
 			images.delta.read.Store(0)
-			got, err := oci.Pull(ctx, r, images.delta, oci.PullOptions{Tag: "new", Resume: true, KeepBlobs: true})
+			got, err := oci.Pull(ctx, r, images.delta, oci.PullOptions{Tag: "new", Resume: true})
 			if err != nil {
 				t.Fatalf("tardf%d: %v", version, err)
 			}
@@ -155,6 +160,139 @@ func TestDeltaCut(t *testing.T) {
 	images.delta.cut = func() int { return 300 }
 	if _, err := oci.Pull(ctx, r, images.delta, oci.PullOptions{Tag: "new", Retry: oci.Retry{Attempts: 3}}); err != nil {
 		t.Error(err)
+	}
+}
+
+// Pulls of a delta that break off read no byte of it twice, and leave nothing behind.
+func TestDeltaResume(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		images := newTwoImages(version)
+		r := newRepo(t, fsverity.SHA256, erofs.V1)
+		if _, err := oci.Pull(ctx, r, images.old, oci.PullOptions{Tag: "old"}); err != nil {
+			t.Fatal(err)
+		}
+		read := func(source oci.Source) error {
+			_, err := oci.Pull(ctx, openRepo(t, r.Path()), source, oci.PullOptions{Tag: "new", Resume: true})
+			return err
+		}
+		// Manifest and config come every time; they are not counted here.
+		layers := onlyLayers{images.delta}
+		random := rand.New(rand.NewPCG(uint64(version), 5))
+		images.delta.cut = func() int { return 1 + random.IntN(20+len(images.diff)/4) }
+		pulls := 1
+		for err := read(layers); err != nil; err = read(layers) {
+			if pulls++; !strings.Contains(err.Error(), "connection reset") || pulls > 1000 {
+				t.Fatal(err)
+			}
+		}
+		want := int64(len(images.diff) + len(images.delta.blobs[layersOf(images.new.manifest)[2]]))
+		if got := images.delta.read.Load(); got != want || pulls < 5 {
+			t.Errorf("tardf%d: %d bytes in %d pulls, want %d", version, got, pulls, want)
+		}
+		if files := keptFiles(t, r.Path()); len(files) > 0 {
+			t.Errorf("tardf%d: left: %v", version, files)
+		}
+		mustBeClean(t, r)
+	}
+	// What was kept and is wrong costs bytes, but not the image.
+	images := newTwoImages(1)
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	if _, err := oci.Pull(ctx, r, images.old, oci.PullOptions{Tag: "old"}); err != nil {
+		t.Fatal(err)
+	}
+	spoiled := bytes.Clone(images.diff)
+	spoiled[len(spoiled)/2] ^= 1
+	if err := os.MkdirAll(filepath.Join(r.Path(), "tmp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.Path(), "tmp/blob-"+strings.Replace(string(oci.DigestOf(images.diff)), ":", "-", 1)), spoiled, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := oci.Pull(ctx, r, images.delta, oci.PullOptions{Tag: "new", Resume: true}); err != nil {
+		t.Error(err)
+	}
+}
+
+// killedAt is a source that fails when a blob is asked for, as soon as something has happened.
+type killedAt struct {
+	*memory
+	blob  oci.Digest
+	until func() bool
+}
+
+func (k killedAt) Blob(ctx context.Context, d oci.Descriptor, offset int64) (io.ReadCloser, int64, error) {
+	if d.Digest != k.blob {
+		return k.memory.Blob(ctx, d, offset)
+	}
+	for !k.until() {
+		select {
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil, 0, errors.New("killed")
+}
+
+// A layer that was made of a difference is there as soon as it is complete, for whoever goes on after this process is killed.
+func TestDeltaLayersStay(t *testing.T) {
+	images := newTwoImages(1)
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	if _, err := oci.Pull(ctx, r, images.old, oci.PullOptions{Tag: "old"}); err != nil {
+		t.Fatal(err)
+	}
+	var config oci.Config
+	if err := json.Unmarshal(images.new.blobs[configOf(images.new)], &config); err != nil {
+		t.Fatal(err)
+	}
+	source := killedAt{images.delta, layersOf(images.new.manifest)[2], func() bool {
+		_, err := oci.Layer(r, config.RootFS.DiffIDs[1], scan.Digests(fsverity.SHA256))
+		return err == nil
+	}}
+	limit, stop := context.WithTimeout(ctx, time.Minute)
+	defer stop()
+	if _, err := oci.Pull(limit, openRepo(t, r.Path()), source, oci.PullOptions{Tag: "new"}); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatal(err)
+	}
+	images.delta.read.Store(0)
+	got, err := oci.Pull(ctx, openRepo(t, r.Path()), images.delta, oci.PullOptions{Tag: "new"})
+	if err != nil || got.Stats.Present != 2 || images.delta.read.Load() > 4096 {
+		t.Errorf("%d bytes were read: %+v, %v", images.delta.read.Load(), got.Stats, err)
+	}
+}
+
+// Blobs that a delta has as they are can be kept, and those that are kept with the old image; others that is said of.
+func TestDeltaKeepBlobs(t *testing.T) {
+	images := newTwoImages(1)
+	odd := func(_ int, b []byte) []byte { return append(gzipped(b[:100]), gzipped(b[100:])...) }
+	var same, added []byte
+	for _, kept := range []bool{true, false} {
+		r := newRepo(t, fsverity.SHA256, erofs.V1)
+		if _, err := oci.Pull(ctx, r, images.old, oci.PullOptions{Tag: "old", KeepBlobs: kept}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := oci.Pull(ctx, r, images.delta, oci.PullOptions{Tag: "new", KeepBlobs: true}); !errors.Is(err, oci.ErrDifference) {
+			t.Errorf("a layer of which there is a difference: %v", err)
+		}
+		mustBeClean(t, r)
+
+		same, added = archiveOf(dirOf("usr/"), file("usr/a", "same")), archiveOf(dirOf("opt/"), file("opt/b", "added"))
+		whole := twoImages{old: newSource(odd, same, same), new: newSource(odd, same, same, added)}
+		delta := whole.deltaOf([]byte("not read"))
+		r = newRepo(t, fsverity.SHA256, erofs.V1)
+		if _, err := oci.Pull(ctx, r, whole.old, oci.PullOptions{Tag: "old", KeepBlobs: kept}); err != nil {
+			t.Fatal(err)
+		}
+		got, err := oci.Pull(ctx, r, delta, oci.PullOptions{Tag: "new", KeepBlobs: true})
+		if (err == nil) != kept || err != nil && !errors.Is(err, oci.ErrDifference) {
+			t.Fatal(err)
+		}
+		if !kept {
+			continue
+		}
+		if result, err := pushTo(t, r, got.Image, filepath.Join(t.TempDir(), "layout"), oci.PushOptions{Exact: true}); err != nil || result.Layers[2].How != oci.HowKept {
+			t.Errorf("%+v, %v", result, err)
+		}
 	}
 }
 

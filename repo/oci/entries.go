@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/composefs-boot/composefs-boot/repo"
 	"github.com/composefs-boot/composefs-boot/repo/fstree"
@@ -16,17 +17,23 @@ import (
 type archive struct {
 	content *splitstream.Content
 	tar     tarReader
-	r       *repo.Repo
+	objects objects
 	sink    fstree.Sink // for files that are not in the layer as they will be: those with holes
 	holes   int64       // bytes that may still come of them
 }
 
-func newArchive(s *splitstream.Reader, r *repo.Repo, sink fstree.Sink, l Limits) (*archive, error) {
+// objects are where streams and the contents of files are: a repository, or an import that has put some of them.
+type objects interface {
+	OpenStream(d fsverity.Digest, contentType uint64) (*repo.Stream, error)
+	OpenVerified(d fsverity.Digest) (*os.File, error)
+}
+
+func newArchive(s *splitstream.Reader, o objects, sink fstree.Sink, l Limits) (*archive, error) {
 	c, err := s.Content()
 	if err != nil {
 		return nil, err
 	}
-	return &archive{content: c, tar: tarReader{r: c}, r: r, sink: sink, holes: l.Layer}, nil
+	return &archive{content: c, tar: tarReader{r: c}, objects: o, sink: sink, holes: l.Layer}, nil
 }
 
 func (a *archive) close() { a.content.Close() }
@@ -88,7 +95,7 @@ func (a *archive) expand(e *entry, inline []byte, d fsverity.Digest, isObject bo
 	}
 	var data io.Reader = bytes.NewReader(inline)
 	if isObject {
-		f, err := a.r.OpenVerified(d)
+		f, err := a.objects.OpenVerified(d)
 		if err != nil {
 			return nil, err
 		}

@@ -30,7 +30,9 @@ const (
 	ErofsImageMissing    Kind = "erofs-image-missing"  // a composefs image of it is not there
 	ArtifactLayerMissing Kind = "artifact-layer-ref-missing"
 	ArtifactLayerFailed  Kind = "artifact-layer-object-missing"
-	BlobCheckFailed      Kind = "blob-check-failed" // a layer as it came, which cfsctl does not know
+	// Of what cfsctl does not know:
+	BlobCheckFailed Kind = "blob-check-failed" // a layer as it came
+	MemberMissing   Kind = "member-missing"    // a manifest of an index is not there, or not kept
 )
 
 // Finding is one thing that is wrong with an image.
@@ -147,6 +149,12 @@ func (c *checker) image(ctx context.Context, d Digest) error {
 	var refs, configRefs []splitstream.NamedRef
 	if err == nil {
 		content, refs, err = readExternal(c.r, stream, ManifestContent, d)
+	}
+	if x, wrong := OpenIndex(c.r, d); err != nil && wrong == nil {
+		for _, m := range x.lacks(c.r) {
+			c.add(MemberMissing, string(m), "it is in an index")
+		}
+		return nil
 	}
 	if err != nil {
 		c.add(ManifestReadFailed, "", err.Error())

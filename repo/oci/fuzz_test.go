@@ -3,6 +3,8 @@ package oci_test
 import (
 	"bytes"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,6 +16,38 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/scan"
 )
 
+// newShortLived returns a function that returns a repository, another one from time to time. It is in memory, where that is to be had: a
+// disk would have its share of every execution, and fill up.
+func newShortLived(f *testing.F) func(testing.TB) *repo.Repo {
+	dir, err := os.MkdirTemp("/dev/shm", "fuzz-")
+	if err != nil {
+		dir = f.TempDir()
+	}
+	f.Cleanup(func() { os.RemoveAll(dir) })
+	var r *repo.Repo
+	uses := 0
+	return func(t testing.TB) *repo.Repo {
+		if uses++; r != nil && uses%1000 != 0 {
+			return r
+		}
+		path := filepath.Join(dir, "repo")
+		if r != nil {
+			r.Close()
+		}
+		err := os.RemoveAll(path)
+		if err == nil {
+			_, err = repo.Init(path, repo.Config{Algorithm: fsverity.SHA256, Format: erofs.V1, Insecure: true})
+		}
+		if err == nil {
+			r, err = repo.Open(path, repo.Options{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+}
+
 // Whatever a layer is: if it is taken, it comes back bit for bit, and its tree, if it has one, makes an image that reads back.
 func FuzzLayer(f *testing.F) {
 	for _, c := range corpus {
@@ -21,9 +55,10 @@ func FuzzLayer(f *testing.F) {
 			f.Add(c.layer)
 		}
 	}
-	r := newRepo(f, fsverity.SHA256, erofs.V1)
+	fresh := newShortLived(f)
 	limits := oci.Limits{Layer: 1 << 20}
 	f.Fuzz(func(t *testing.T, layer []byte) {
+		r := fresh(t)
 		content, err := oci.Decompress(layer, 1<<20)
 		if err != nil {
 			return
@@ -66,8 +101,9 @@ func FuzzManifest(f *testing.F) {
 	m.index(2, "amd64")
 	f.Add(m.manifest, config)
 	layers := m.blobs
-	r := newRepo(f, fsverity.SHA256, erofs.V1)
+	fresh := newShortLived(f)
 	f.Fuzz(func(t *testing.T, manifest, config []byte) {
+		r := fresh(t)
 		m := &memory{manifest: manifest, blobs: map[oci.Digest][]byte{}}
 		for d, b := range layers {
 			m.blobs[d] = b

@@ -29,7 +29,7 @@ type StepLayer struct {
 // own at the end.
 func (i *Image) History(r *repo.Repo) ([]Step, error) {
 	if !i.Manifest.IsImage() {
-		return nil, fmt.Errorf("%s: %w", i.Digest, ErrNotImage)
+		return nil, ErrNotImage
 	}
 	var config struct {
 		History []Step `json:"history"`

@@ -29,6 +29,7 @@ const (
 	ConfigContent   = 0x67666e6f6369636f // "ociconfg"
 	ManifestContent = 0x66696e616d69636f // "ocimanif"
 	BlobContent     = 0x626f6c625f69636f // "oci_blob"
+	IndexContent    = 0x7865646e6969636f // "ociindex"
 )
 
 // Image is an image or artifact of the repository.
@@ -152,6 +153,9 @@ func open(r *repo.Repo, d Digest) (*Image, error) {
 	}
 	var refs, configRefs []splitstream.NamedRef
 	if i.ManifestJSON, refs, err = readExternal(r, i.manifest, ManifestContent, d); err != nil {
+		if _, wrong := OpenIndex(r, d); wrong == nil {
+			err = ErrIndex
+		}
 		return nil, fmt.Errorf("manifest: %w", err)
 	}
 	if i.Manifest, err = parseManifest(i.ManifestJSON); err != nil {
@@ -270,7 +274,7 @@ var ErrNotImage = errors.New("not a container image, but another artifact")
 // fstree.Tree.MakeContainerRoot. The sink takes the contents of files that are not in the layers as such, those with holes.
 func (i *Image) Tree(ctx context.Context, r *repo.Repo, sink fstree.Sink, l Limits) (*fstree.Tree, error) {
 	if !i.Manifest.IsImage() {
-		return nil, fmt.Errorf("%s: %w", i.Digest, ErrNotImage)
+		return nil, ErrNotImage
 	}
 	return treeOf(ctx, r, i.Config.RootFS.DiffIDs, i.Layers, sink, l)
 }
@@ -300,13 +304,13 @@ func treeOf(ctx context.Context, r *repo.Repo, diffIDs []Digest, streams []fsver
 	return m.tree(), nil
 }
 
-func (m *merged) stream(r *repo.Repo, d fsverity.Digest, sink fstree.Sink, l Limits) error {
-	s, err := r.OpenStream(d, LayerContent)
+func (m *merged) stream(o objects, d fsverity.Digest, sink fstree.Sink, l Limits) error {
+	s, err := o.OpenStream(d, LayerContent)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	a, err := newArchive(s.Reader, r, sink, l.orDefault())
+	a, err := newArchive(s.Reader, o, sink, l.orDefault())
 	if err != nil {
 		return err
 	}

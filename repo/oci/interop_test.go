@@ -3,8 +3,10 @@
 package oci_test
 
 import (
+	"errors"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -132,5 +134,48 @@ func TestInteropDelta(t *testing.T) {
 			t.Error(err)
 		}
 		peer(t, theirs, "oci", "fsck")
+	}
+}
+
+// An artifact that is an index is nothing that cfsctl knows: it goes on with the repository, counts it, and leaves it with all that is in
+// it where it is.
+func TestInteropIndex(t *testing.T) {
+	x := newIndexed()
+	r, _ := x.pull(t, x)
+	if _, err := r.GC(ctx, repo.GCOptions{Follows: oci.Follows}); err != nil {
+		t.Fatal(err)
+	}
+	if out := peer(t, r, "oci", "images"); !regexp.MustCompile(`(?m)os .* 1 +│$`).MatchString(out) {
+		t.Error(out)
+	}
+	for range 2 {
+		peer(t, r, "oci", "fsck")
+		if out := peer(t, r, "gc", "--dry-run"); !strings.Contains(out, "Objects: 0 removed") {
+			t.Error(out)
+		}
+		peer(t, r, "gc")
+		if out := peer(t, r, "oci", "inspect", "os"); !strings.Contains(out, string(x.index)) {
+			t.Error(out)
+		}
+	}
+	peer(t, r, "oci", "tag", string(x.image), "again")
+	dir := filepath.Join(t.TempDir(), "layout")
+	other := newSource(func(_ int, b []byte) []byte { return gzipped(b) }, archiveOf(dirOf("usr/"), file("usr/x", "y")))
+	other.save(t, dir)
+	peer(t, r, "oci", "pull", "oci:"+dir, "other")
+	x.check(t, openRepo(t, r.Path()))
+	peer(t, r, "oci", "untag", "again")
+	peer(t, r, "oci", "untag", "os")
+	peer(t, r, "gc")
+	peer(t, r, "oci", "fsck")
+	r = openRepo(t, r.Path())
+	for range 2 {
+		if _, err := r.GC(ctx, repo.GCOptions{Follows: oci.Follows}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustBeClean(t, r)
+	if _, err := oci.OpenIndex(r, x.index); !errors.Is(err, repo.ErrNotFound) {
+		t.Error(err)
 	}
 }

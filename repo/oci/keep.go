@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"strings"
 
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 	"github.com/composefs-boot/composefs-boot/repo/splitstream"
@@ -65,17 +66,59 @@ func (k *keeper) end(done *split, err error) {
 	k.p.blobs[k.blob.Digest] = k.at
 }
 
+// findBlobs finds the blobs that are to be kept, and are with other images.
+func (p *pull) findBlobs(image *Image) error {
+	if !p.o.KeepBlobs || p.repair || !image.Manifest.IsImage() {
+		return nil
+	}
+	wanted := map[Digest]bool{}
+	for _, l := range image.Manifest.Layers {
+		if _, ok := image.Blobs[l.Digest]; !ok {
+			wanted[l.Digest] = true
+		}
+	}
+	names, err := p.r.Streams()
+	if err != nil || len(wanted) == 0 {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, manifestStream) {
+			continue
+		}
+		at, err := p.r.StreamObject(name)
+		if err != nil {
+			continue // one that is not sound is for Repair
+		}
+		s, err := p.r.OpenStream(at, ManifestContent)
+		if err != nil {
+			continue
+		}
+		for _, ref := range s.Named {
+			if d, ok := strings.CutPrefix(ref.Name, blobKey); ok && wanted[Digest(d)] {
+				image.Blobs[Digest(d)] = ref.Stream
+			}
+		}
+		s.Close()
+	}
+	return nil
+}
+
 // lacksBlob reports whether the blob of a layer is to be kept, and is not. A repair has found that out already.
 func (p *pull) lacksBlob(image *Image, blob Descriptor, id Digest) (bool, error) {
 	if !p.o.KeepBlobs || p.repair || !image.Manifest.IsImage() || blob.Digest == id {
 		return false, nil
 	}
-	at, ok := image.Blobs[blob.Digest]
-	if !ok {
-		return true, nil
+	if at, ok := image.Blobs[blob.Digest]; ok {
+		if sound, err := p.i.Has(at); sound || err != nil {
+			return false, err
+		}
 	}
-	sound, err := p.i.Has(at)
-	return !sound, err
+	if p.delta != nil {
+		if err := p.delta.keeps(blob); err != nil {
+			return false, fmt.Errorf("layer %s: %w", blob.Digest, err)
+		}
+	}
+	return true, nil
 }
 
 // blobRefs returns the named references to the blobs that are kept.

@@ -59,8 +59,10 @@ func (l *Layout) Manifest(_ context.Context, d Digest) ([]byte, error) {
 			tags = append(tags, tag)
 		}
 	}
-	// Artifacts are there for the images that they refer to.
-	images := slices.DeleteFunc(slices.Clone(chosen), func(d Descriptor) bool { return d.ArtifactType != "" })
+	// Artifacts are there for the images that they refer to. Indexes need not say there of which type they are.
+	images := slices.DeleteFunc(slices.Clone(chosen), func(d Descriptor) bool {
+		return d.ArtifactType != "" || d.MediaType == typeOCIIndex && len(chosen) > 1 && l.refers(d.Digest)
+	})
 	if l.tag == "" && len(images) > 0 {
 		chosen = images
 	}
@@ -73,6 +75,16 @@ func (l *Layout) Manifest(_ context.Context, d Digest) ([]byte, error) {
 		return b, nil // an index by platform
 	}
 	return l.read(blobPath(chosen[0].Digest))
+}
+
+// refers reports whether an index refers to another manifest.
+func (l *Layout) refers(d Digest) bool {
+	b, err := l.read(blobPath(d))
+	if err != nil {
+		return false // that will be said when it is wanted
+	}
+	subject, _, _, err := refersTo(b)
+	return err == nil && subject != ""
 }
 
 func onePerPlatform(list []Descriptor) bool {

@@ -123,8 +123,8 @@ func (l *LayoutTarget) PutBlob(_ context.Context, d Descriptor, content io.Reade
 }
 
 // PutManifest stores a manifest and names it in index.json, see Target. The tag is taken from the image that had it.
-func (l *LayoutTarget) PutManifest(ctx context.Context, d Descriptor, content []byte, tagged bool) error {
-	if err := l.write(blobPath(d.Digest), bytes.NewReader(content)); err != nil {
+func (l *LayoutTarget) PutManifest(ctx context.Context, d Descriptor, content []byte, as Known) error {
+	if err := l.write(blobPath(d.Digest), bytes.NewReader(content)); err != nil || as == KnownByIndex {
 		return err
 	}
 	index, manifests, err := l.readIndex()
@@ -132,7 +132,7 @@ func (l *LayoutTarget) PutManifest(ctx context.Context, d Descriptor, content []
 		return fmt.Errorf("%s/index.json: %w", l.name, err)
 	}
 	tag := ""
-	if tagged && l.tag != "" {
+	if as == KnownByName && l.tag != "" {
 		tag = l.tag
 		d.Annotations = map[string]string{refName: tag}
 	}

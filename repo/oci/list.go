@@ -50,6 +50,9 @@ func FindLinked(r *repo.Repo, image fsverity.Digest) (*Image, error) {
 			continue
 		}
 		i, err := open(r, d)
+		if errors.Is(err, ErrIndex) {
+			continue
+		}
 		if err != nil {
 			broken = fmt.Errorf("image %s: %w", d, err)
 			continue

@@ -10,10 +10,10 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
-// images makes the composefs images that are not there yet: the plain ones, and the bootable ones if they are asked for.
-func (p *pull) images(ctx context.Context, image *Image) error {
+// lacking returns the composefs images that are not there yet: plain ones, and bootable ones if they are asked for.
+func (p *pull) lacking(image *Image) ([]LinkedImage, error) {
 	if !image.Manifest.IsImage() {
-		return nil
+		return nil, nil
 	}
 	want := make([]LinkedImage, 0, 2*len(p.o.Formats))
 	for _, f := range p.o.Formats {
@@ -30,7 +30,7 @@ func (p *pull) images(ctx context.Context, image *Image) error {
 		if ok {
 			f, _, err := p.r.OpenImage(d.String())
 			if err != nil && !lost(err) {
-				return err
+				return nil, err
 			}
 			if ok = err == nil; ok {
 				f.Close()
@@ -40,15 +40,7 @@ func (p *pull) images(ctx context.Context, image *Image) error {
 			missing = append(missing, l)
 		}
 	}
-	if len(missing) > 0 {
-		if err := p.make(ctx, image, missing); err != nil {
-			return err
-		}
-	}
-	if p.o.Expected.IsZero() {
-		return nil
-	}
-	return p.search(ctx, image)
+	return missing, nil
 }
 
 // tree makes the tree of which images are made that keep these extended attributes.
@@ -71,13 +63,10 @@ func (p *pull) transform(tree *fstree.Tree) error {
 	return p.o.Transform(tree, Files(p.r))
 }
 
-// make makes images, the bootable ones last.
-func (p *pull) make(ctx context.Context, image *Image, list []LinkedImage) error {
-	tree, err := p.tree(ctx, image, fstree.XattrsAllowlist)
-	if err != nil {
-		return err
-	}
+// make makes images of a tree, the bootable ones last.
+func (p *pull) make(image *Image, tree *fstree.Tree, list []LinkedImage) error {
 	transformed := false
+	var err error
 	for _, l := range list {
 		if l.Bootable && !transformed {
 			if err := p.transform(tree); err != nil {

@@ -98,8 +98,10 @@ type Config struct {
 }
 
 type index struct {
-	MediaType string       `json:"mediaType"`
-	Manifests []Descriptor `json:"manifests"`
+	MediaType    string       `json:"mediaType"`
+	ArtifactType string       `json:"artifactType"`
+	Manifests    []Descriptor `json:"manifests"`
+	Subject      *Descriptor  `json:"subject"`
 }
 
 // parseManifest reads a manifest that is known not to be an index.

@@ -9,16 +9,19 @@
 //	streams/oci-config-DIGEST       the config, an object; DIFFID -> layer, "composefs.image.v1" -> image, and others
 //	streams/oci-layer-DIFFID        the archive, decompressed: headers in the stream, contents of more than 64 bytes as objects
 //	streams/refs/oci-referrers/SUBJECT/DIGEST -> oci-manifest-DIGEST   an artifact that refers to an image
+//	streams/refs/oci-members/INDEX/DIGEST     -> oci-manifest-DIGEST   a manifest of an artifact that is an index
 //
 // The references to composefs images are composefs.image for the plain one and composefs.image.boot for the one to boot, with
 // .v1 behind it for the formats V0 and V1, and .xattrs=MODE if other extended attributes are kept than usually. The blobs of
 // artifacts have streams of their own content type, by the digest of the blob. This is how composefs-rs 0.9 keeps images: either
-// program reads, checks and extends what the other has written.
+// program reads, checks and extends what the other has written. It knows no indexes; an artifact that is one has the name of a
+// manifest and a content type of its own: composefs-rs counts it, keeps it with all its manifests, and does not look into it.
 //
 // [Pull] reads an image from a [Source]; repo/oci/transport has those that are behind a network. Layers are downloaded, decompressed,
-// hashed and split at the same time, see splitter. The archive comes back bit for bit, so that the digest of a layer can be checked,
-// and the layer given away again. For that, the headers must be kept as they are, which archive/tar does not hand out; so tarReader
-// is our own, over blocks of 512 bytes, and one reader serves both the archive that is split and the stream that is read.
+// hashed and split at the same time, see splitter, and the tree grows of those that are complete: all becomes durable at once, with the
+// composefs images. The archive comes back bit for bit, so that the digest of a layer can be checked, and the layer given away again.
+// For that, the headers must be kept as they are, which archive/tar does not hand out; so tarReader is our own, over blocks of 512 bytes,
+// and one reader serves both the archive that is split and the stream that is read.
 //
 // [Image.Tree] lays the layers upon each other, from the streams: images are made again, in other formats, without the registry.
 // What an archive leaves open has one meaning, which is that of composefs-rs where that has one:

@@ -46,7 +46,8 @@ type PullOptions struct {
 	// the formats and the extended attributes that are kept, and it is an error if it is not found. Zero: none.
 	Expected fsverity.Digest
 	// KeepBlobs keeps layers as they come, too, if they are compressed: they are given back with their digests, whoever compressed
-	// them. It costs what was downloaded. Once kept, they stay with the image.
+	// them. It costs what was downloaded. Once kept, they stay with the image. Of a delta it is an error, ErrDifference, if a layer
+	// has to be made.
 	KeepBlobs bool
 	// Resume keeps the bytes of layers in the repository until the layers are durable: a pull that was killed or lost its network
 	// goes on in the middle of a layer, and of several pulls that want the same layer one brings it and the others wait. It is for
@@ -57,7 +58,7 @@ type PullOptions struct {
 	Progress *Progress
 	Lock     repo.LockOptions
 
-	asIs bool // a delta is an artifact like others
+	digest Digest // of the manifest that is wanted as it is: a delta is an artifact like others; "": whatever the source was opened for
 }
 
 // PullResult is what a pull has brought.
@@ -154,17 +155,48 @@ func (p *pull) run(ctx context.Context) (*Image, error) {
 			}
 		}
 	}
-	if err := p.layers(ctx, image); err != nil {
+	lacking, err := p.lacking(image)
+	if err != nil {
 		return nil, err
 	}
-	if err := p.images(ctx, image); err != nil {
+	var g *growing
+	if len(lacking) > 0 {
+		g = p.grow(ctx, image)
+		defer g.end()
+	}
+	if err := p.layers(ctx, image, g); err != nil {
+		return nil, err
+	}
+	g.wait()
+	p.count()
+	if err := p.images(ctx, image, g, lacking); err != nil {
+		p.checkpoint() // the layers are good, and are not brought again
 		return nil, err
 	}
 	return image, p.write(image)
 }
 
+// images makes the composefs images that the image lacks, and the one that is to be found.
+func (p *pull) images(ctx context.Context, image *Image, g *growing, lacking []LinkedImage) error {
+	if g != nil {
+		tree, err := g.tree()
+		if err == nil {
+			err = p.make(image, tree, lacking)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if p.o.Expected.IsZero() || !image.Manifest.IsImage() {
+		return nil
+	}
+	return p.search(ctx, image)
+}
+
 // describe reads the manifest and config of the image.
-func (p *pull) describe(ctx context.Context) (*Image, error) { return p.describeDigest(ctx, "") }
+func (p *pull) describe(ctx context.Context) (*Image, error) {
+	return p.describeDigest(ctx, p.o.digest)
+}
 
 // describeDigest reads those of an image that something else has named, or of the one of the source.
 func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
@@ -204,13 +236,17 @@ func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
 	if image.Manifest, err = parseManifest(image.ManifestJSON); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", image.Digest, err)
 	}
-	if image.Manifest.ArtifactType == typeDelta && !p.o.asIs {
+	if image.Manifest.ArtifactType == typeDelta && p.o.digest == "" && p.delta == nil {
 		return p.describeDelta(ctx, image)
 	}
 	config := image.Manifest.Config
-	blob := p.open(ctx, config)
-	defer blob.Close()
-	if image.ConfigJSON, err = readJSON(blob); err == nil {
+	from, err := p.origin(config)
+	if err == nil {
+		blob := p.fetch(ctx, from)
+		defer blob.Close()
+		image.ConfigJSON, err = readJSON(blob)
+	}
+	if err == nil {
 		err = config.Digest.verify(image.ConfigJSON)
 	}
 	if err == nil && image.Manifest.IsImage() {
@@ -224,34 +260,27 @@ func (p *pull) describeDigest(ctx context.Context, d Digest) (*Image, error) {
 
 func (p *pull) manifest(ctx context.Context, d Digest) ([]byte, error) {
 	if p.delta != nil {
-		return p.delta.Manifest(ctx, d)
+		return p.delta.Manifest(d)
 	}
 	return p.source.Manifest(ctx, d)
 }
 
-func (p *pull) open(ctx context.Context, d Descriptor) *resuming {
+// origin returns what of the source a blob of the image comes from.
+func (p *pull) origin(blob Descriptor) (Descriptor, error) {
 	if p.delta != nil {
-		return &resuming{ctx: ctx, source: p.delta, blob: d} // it opens what it needs itself
+		return p.delta.origin(blob)
 	}
-	return p.fetch(ctx, d)
+	return blob, nil
 }
 
-// fetch opens a blob of the source itself.
+// fetch opens a blob of the source.
 func (p *pull) fetch(ctx context.Context, d Descriptor) *resuming {
 	return &resuming{ctx: ctx, source: p.source, blob: d, retry: p.o.Retry, got: func(n int) { p.o.Progress.Bytes.Add(int64(n)) }}
 }
 
 // write stores the streams of config and manifest, and sets the tag.
 func (p *pull) write(image *Image) error {
-	ids := image.layerIDs()
-	var layers, linked []splitstream.NamedRef
-	for k, d := range image.Layers {
-		layers = append(layers, splitstream.NamedRef{Name: string(ids[k]), Stream: d})
-	}
-	for _, l := range image.Linked {
-		linked = append(linked, splitstream.NamedRef{Name: l.key(), Stream: l.Digest})
-	}
-	config, err := writeExternal(p.i, ConfigContent, image.ConfigJSON, append(layers, linked...))
+	config, err := p.writeConfig(image)
 	if err != nil {
 		return err
 	}
@@ -283,6 +312,29 @@ func (p *pull) write(image *Image) error {
 		return err
 	}
 	return p.i.Commit()
+}
+
+// writeConfig stores the config.
+func (p *pull) writeConfig(image *Image) (fsverity.Digest, error) {
+	if !image.Manifest.IsImage() {
+		// Most artifacts have the same one, the empty object. Nothing is to be had of it but its content.
+		at, err := p.r.StreamObject(configStream + string(image.ConfigDigest()))
+		if err == nil {
+			_, _, err = readExternal(p.r, at, ConfigContent, image.ConfigDigest())
+		}
+		if err == nil || !lost(err) {
+			return at, err
+		}
+	}
+	ids := image.layerIDs()
+	var layers, linked []splitstream.NamedRef
+	for k, d := range image.Layers {
+		layers = append(layers, splitstream.NamedRef{Name: string(ids[k]), Stream: d})
+	}
+	for _, l := range image.Linked {
+		linked = append(linked, splitstream.NamedRef{Name: l.key(), Stream: l.Digest})
+	}
+	return writeExternal(p.i, ConfigContent, image.ConfigJSON, append(layers, linked...))
 }
 
 // manifestRefs returns what the stream of the manifest leads to.

@@ -509,6 +509,25 @@ func TestArtifact(t *testing.T) {
 	}
 }
 
+// Files with holes are objects of their own, and are counted, whenever in a pull they are made.
+func TestCountHoles(t *testing.T) {
+	sparse, _ := sparseArchive(t)
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	for _, c := range []struct {
+		layers       [][]byte
+		objects, had int
+	}{
+		{[][]byte{sparse}, 2, 0}, // as it is in the archive, and in the image
+		{[][]byte{sparse, archiveOf(file("usr/a", string(noise(1, 100))))}, 1, 1},
+		{[][]byte{sparse, archiveOf(file("usr/a", string(noise(1, 100))))}, 0, 0},
+	} {
+		got, err := oci.Pull(ctx, r, newSource(nil, c.layers...), oci.PullOptions{Tag: "a"})
+		if err != nil || got.Stats.Objects != c.objects || got.Stats.Reused != c.had {
+			t.Errorf("%+v, want %d and %d: %v", got.Stats, c.objects, c.had, err)
+		}
+	}
+}
+
 func TestCancel(t *testing.T) {
 	r := newRepo(t, fsverity.SHA256, erofs.V1)
 	ctx, stop := context.WithCancel(ctx)

@@ -16,9 +16,12 @@ import (
 	"github.com/composefs-boot/composefs-boot/repo/splitstream"
 )
 
-// layers brings the layers that are not there, several at a time, the largest first.
-func (p *pull) layers(ctx context.Context, image *Image) error {
+// layers brings the layers that are not there, several at a time, the largest first. Who makes the tree, if anybody does, hears of each.
+func (p *pull) layers(ctx context.Context, image *Image, g *growing) error {
 	image.Layers = make([]fsverity.Digest, len(image.Manifest.Layers))
+	if err := p.findBlobs(image); err != nil {
+		return err
+	}
 	ids := image.layerIDs()
 	missing := map[Digest][]int{} // an image may have the same layer twice
 	var order []Digest
@@ -36,8 +39,9 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 		}
 		if !image.Layers[k].IsZero() && !p.again[id] {
 			p.stats.Present++
-			if p.o.Resume { // who has brought it was killed before that, perhaps
-				if err := p.r.RemovePartial(keptName(image.Manifest.Layers[k].Digest)); err != nil {
+			g.has(k)
+			if from, err := p.origin(image.Manifest.Layers[k]); p.o.Resume && err == nil { // who has brought it was killed before that, perhaps
+				if err := p.r.RemovePartial(keptName(from.Digest)); err != nil {
 					return err
 				}
 			}
@@ -45,8 +49,12 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 			continue
 		}
 		if missing[id] == nil {
+			from, err := p.origin(image.Manifest.Layers[k])
+			if err != nil {
+				return fmt.Errorf("layer %s: %w", image.Manifest.Layers[k].Digest, err)
+			}
 			order = append(order, id)
-			p.o.Progress.Total.Add(p.toFetch(image.Manifest.Layers[k]))
+			p.o.Progress.Total.Add(from.Size)
 		}
 		missing[id] = append(missing[id], k)
 	}
@@ -70,6 +78,7 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 				}
 				for _, k := range k {
 					image.Layers[k] = d // each index is written by one worker
+					g.has(k)
 				}
 				p.o.Progress.Layers.Add(int64(len(k)))
 			}
@@ -82,20 +91,13 @@ func (p *pull) layers(ctx context.Context, image *Image) error {
 	}
 	close(work)
 	workers.Wait()
-	err := p.checkpoint() // also if one has failed: the others are not brought again
-	if err := cmp.Or(context.Cause(ctx), err); err != nil {
-		return err
+	err := context.Cause(ctx)
+	// Layers that were expensive are not brought again, nor are those that are complete when another one has failed. Otherwise the image
+	// becomes durable with them.
+	if err != nil || p.o.Resume || p.delta != nil || p.repair {
+		err = cmp.Or(err, p.checkpoint())
 	}
-	p.count()
-	return nil
-}
-
-// toFetch is how many bytes come for a layer.
-func (p *pull) toFetch(layer Descriptor) int64 {
-	if p.delta != nil {
-		return p.delta.layers[layer.Digest].Size
-	}
-	return layer.Size
+	return err
 }
 
 // checkpoint makes the layers durable that are complete. Then nothing has to be kept of their blobs any more.
@@ -162,14 +164,22 @@ func lost(err error) bool {
 
 // layer brings one layer, and makes it durable if there is enough to be so.
 func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64) (fsverity.Digest, error) {
+	from, err := p.origin(blob)
+	if err != nil {
+		return fsverity.Digest{}, err
+	}
 	// Else it could be endless: a compressed stream may have any number of bytes for an empty content.
-	if blob.Size > p.o.Limits.Layer {
+	if max(from.Size, blob.Size) > p.o.Limits.Layer {
 		return fsverity.Digest{}, fmt.Errorf("more than %d bytes: %w", p.o.Limits.Layer, ErrTooLarge)
+	}
+	if from.MediaType == typeTarDiff && p.delta != nil {
+		if err := p.delta.readOld(ctx); err != nil {
+			return fsverity.Digest{}, err
+		}
 	}
 	var kept *repo.Partial
 	if p.o.Resume {
-		var err error
-		if kept, err = p.openKept(ctx, blob.Digest); err != nil {
+		if kept, err = p.openKept(ctx, from.Digest); err != nil {
 			return fsverity.Digest{}, err
 		}
 		// Who had it until now has brought it, perhaps.
@@ -178,7 +188,7 @@ func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Diges
 			return d, err
 		}
 	}
-	done, err := p.read(ctx, s, blob, id, content, kept)
+	done, err := p.read(ctx, s, blob, from, id, content, kept)
 	if err != nil {
 		return done.stream, err
 	}
@@ -196,7 +206,7 @@ func (p *pull) layer(ctx context.Context, s *splitter, blob Descriptor, id Diges
 		p.kept = append(p.kept, kept)
 	}
 	all := p.i.Stats().Bytes
-	save := all-p.saved >= checkpoint || p.waiting > 0
+	save := all-p.saved >= checkpoint || p.waiting > 0 || p.delta != nil // which would have to be applied again
 	if save {
 		p.saved = all
 	}
@@ -235,14 +245,14 @@ func (p *pull) openKept(ctx context.Context, blob Digest) (*repo.Partial, error)
 	return kept, err
 }
 
-// read makes a layer of a blob, of which something may have been kept. What was kept is not believed more than what comes: if it
-// leads to nothing good, it is brought from the beginning.
-func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest, content uint64, kept *repo.Partial) (split, error) {
+// read makes a layer of a blob, or of what there is instead, of which something may have been kept. What was kept is not believed more
+// than what comes: if it leads to nothing good, it is brought from the beginning.
+func (p *pull) read(ctx context.Context, s *splitter, blob, from Descriptor, id Digest, content uint64, kept *repo.Partial) (split, error) {
 	for {
-		in := p.open(ctx, blob)
+		in := p.fetch(ctx, from)
 		if kept != nil {
 			info, err := kept.Stat()
-			if err == nil && info.Size() > blob.Size {
+			if err == nil && info.Size() > from.Size {
 				err = kept.Truncate(0)
 			} else if err == nil {
 				in.have = info.Size()
@@ -256,12 +266,17 @@ func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest
 		}
 		var done split
 		var err error
-		if content == LayerContent {
+		switch {
+		case content != LayerContent:
+			done, err = p.artifact(in, blob)
+		case p.delta != nil && from.MediaType == typeTarDiff:
+			archive, end := p.delta.archive(in)
+			done, err = s.layer(ctx, archive, id)
+			end()
+		default:
 			keeper := p.keeper(blob, id)
 			done, err = s.layer(ctx, keeper.read(in), id)
 			keeper.end(&done, err)
-		} else {
-			done, err = p.artifact(in, blob)
 		}
 		in.Close()
 		switch {
@@ -282,7 +297,7 @@ func (p *pull) read(ctx context.Context, s *splitter, blob Descriptor, id Digest
 	}
 }
 
-// count computes how many objects were new: until now the import has had the layers' objects, and their streams.
+// count computes how many objects were new: until now the import has had the layers' objects, and their streams, and files with holes.
 func (p *pull) count() {
 	all := p.i.Stats()
 	p.stats.Objects, p.stats.Bytes = all.Objects-p.own.Objects, all.Bytes-p.own.Bytes

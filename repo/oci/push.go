@@ -31,7 +31,7 @@ type PushResult struct {
 	Layers    []PushedLayer
 	Bytes     int64    // that the target did not have
 	Referrers []Digest // artifacts that went along
-	Left      []Digest // artifacts that refer to the image, and did not go along, since it has another digest now
+	Left      []Digest // artifacts that did not go along, since they, or what they refer to, would have another digest
 }
 
 // PushedLayer is a layer as it was given away.
@@ -63,8 +63,8 @@ func Push(ctx context.Context, r *repo.Repo, image *Image, t Target, o PushOptio
 		return PushResult{}, err
 	}
 	defer release()
-	p := &push{r: r, target: t, o: o, order: slices.Clone(compressors)}
-	result, err := p.image(ctx, image, true)
+	p := &push{r: r, target: t, o: o, order: slices.Clone(compressors), given: map[Digest]error{}}
+	result, err := p.image(ctx, image, KnownByName)
 	if err != nil {
 		return result, err
 	}
@@ -83,29 +83,71 @@ type push struct {
 	o      PushOptions
 	order  []compressor // the one that fitted last is tried first: the layers of an image are often made by one program
 	bytes  int64
+	given  map[Digest]error // manifests of indexes: nil, or why they could not be given
 }
 
 // referrers gives the artifacts that refer to an image, and those that refer to them.
-func (p *push) referrers(ctx context.Context, subject Digest, result *PushResult) error {
-	list, err := allReferrers(p.r, subject)
-	if err != nil {
-		return err
-	}
-	for _, d := range list {
-		artifact, err := open(p.r, d)
-		if err == nil {
-			_, err = p.image(ctx, artifact, false)
-		}
+func (p *push) referrers(ctx context.Context, image Digest, result *PushResult) error {
+	seen := map[Digest]bool{}
+	for subjects := []Digest{image}; len(subjects) > 0; subjects = subjects[1:] {
+		list, err := Referrers(p.r, subjects[0])
 		if err != nil {
-			return fmt.Errorf("referrer %s: %w", d, err)
+			return err
 		}
-		result.Referrers = append(result.Referrers, d)
+		for _, d := range list {
+			if seen[d] {
+				continue
+			}
+			seen[d] = true
+			given, err := p.artifact(ctx, d, KnownByDigest)
+			if errors.Is(err, ErrRemade) && !p.o.Exact {
+				result.Left = append(result.Left, d)
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("referrer %s: %w", d, err)
+			}
+			result.Referrers = append(result.Referrers, d)
+			subjects = append(subjects, given...)
+		}
 	}
 	return nil
 }
 
+// artifact gives an artifact with its digest, of an index the manifests first. It returns what it has given, to all of which others may
+// refer.
+func (p *push) artifact(ctx context.Context, d Digest, as Known) ([]Digest, error) {
+	image, err := open(p.r, d)
+	if !errors.Is(err, ErrIndex) {
+		if err == nil {
+			_, err = p.image(ctx, image, as)
+		}
+		return []Digest{d}, err
+	}
+	x, err := OpenIndex(p.r, d)
+	if err != nil {
+		return nil, err
+	}
+	given := []Digest{d}
+	for _, m := range x.Manifests {
+		err, tried := p.given[m.Digest]
+		var more []Digest
+		if !tried {
+			more, err = p.artifact(ctx, m.Digest, KnownByIndex)
+			p.given[m.Digest] = err
+		}
+		if err != nil {
+			return nil, fmt.Errorf("manifest %s: %w", m.Digest, err)
+		}
+		given = append(given, more...)
+	}
+	p.bytes += int64(len(x.JSON))
+	named := Descriptor{MediaType: x.MediaType, Digest: d, Size: int64(len(x.JSON)), ArtifactType: x.ArtifactType}
+	return given, p.target.PutManifest(ctx, named, x.JSON, as)
+}
+
 // image gives one image or artifact.
-func (p *push) image(ctx context.Context, image *Image, tagged bool) (PushResult, error) {
+func (p *push) image(ctx context.Context, image *Image, as Known) (PushResult, error) {
 	result := PushResult{Digest: image.Digest}
 	for _, l := range image.Manifest.Layers {
 		p.o.Progress.Total.Add(l.Size)
@@ -115,7 +157,8 @@ func (p *push) image(ctx context.Context, image *Image, tagged bool) (PushResult
 		l, ok := done[id]
 		if !ok {
 			var err error
-			if l, err = p.layer(ctx, image, k, id); err != nil {
+			// Artifacts are known by their digests alone.
+			if l, err = p.layer(ctx, image, k, id, p.o.Exact || as != KnownByName); err != nil {
 				return result, fmt.Errorf("layer %s: %w", image.Manifest.Layers[k].Digest, err)
 			}
 			done[id] = l
@@ -149,11 +192,11 @@ func (p *push) image(ctx context.Context, image *Image, tagged bool) (PushResult
 	}
 	p.bytes += d.Size
 	result.Bytes = p.bytes
-	return result, p.target.PutManifest(ctx, d, manifest, tagged)
+	return result, p.target.PutManifest(ctx, d, manifest, as)
 }
 
 // layer gives a layer in the best way that there is.
-func (p *push) layer(ctx context.Context, image *Image, k int, id Digest) (PushedLayer, error) {
+func (p *push) layer(ctx context.Context, image *Image, k int, id Digest, exact bool) (PushedLayer, error) {
 	blob := image.Manifest.Layers[k]
 	l := PushedLayer{Was: blob, Blob: blob}
 	if have, err := p.target.Has(ctx, blob); have || err != nil {
@@ -191,7 +234,7 @@ func (p *push) layer(ctx context.Context, image *Image, k int, id Digest) (Pushe
 			return l, p.give(ctx, blob, func() io.ReadCloser { return c.compressed(archive) })
 		}
 	}
-	if p.o.Exact {
+	if exact {
 		return l, ErrRemade
 	}
 	l.How = HowRemade

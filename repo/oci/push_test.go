@@ -58,15 +58,24 @@ func checkLayout(t testing.TB, dir string) (manifests int) {
 		}
 		return b
 	}
-	for _, d := range index.Manifests {
-		var m oci.Manifest
-		if err := json.Unmarshal(read(d), &m); err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range append(m.Layers, m.Config) {
-			read(d)
+	var check func(list []oci.Descriptor)
+	check = func(list []oci.Descriptor) {
+		for _, d := range list {
+			text := read(d)
+			if x, err := oci.ParseIndex(d.Digest, text); err == nil {
+				check(x.Manifests)
+				continue
+			}
+			var m oci.Manifest
+			if err := json.Unmarshal(text, &m); err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range append(m.Layers, m.Config) {
+				read(d)
+			}
 		}
 	}
+	check(index.Manifests)
 	return len(index.Manifests)
 }
 
@@ -161,6 +170,31 @@ func TestPush(t *testing.T) {
 			}
 			mustBeClean(t, r)
 		}
+	}
+}
+
+// Layers that were kept with one image are those of another one, too, and are not read again.
+func TestKeptOnce(t *testing.T) {
+	layers := bigLayers(31, 3, 10)
+	pack := func(_ int, b []byte) []byte { return append(gzipped(b[:100]), gzipped(b[100:])...) }
+	first, second := newSource(pack, layers[:2]...), newSource(pack, layers[1:]...)
+	r := newRepo(t, fsverity.SHA256, erofs.V1)
+	if _, err := oci.Pull(ctx, r, first, oci.PullOptions{Tag: "first", KeepBlobs: true}); err != nil {
+		t.Fatal(err)
+	}
+	pulled, err := oci.Pull(ctx, r, onlyLayers{second}, oci.PullOptions{Tag: "second", KeepBlobs: true})
+	if want := int64(len(second.blobs[layersOf(second.manifest)[1]])); err != nil || second.read.Load() != want {
+		t.Errorf("%d bytes were read, want %d: %v", second.read.Load(), want, err)
+	}
+	// They stay when the first one goes.
+	if err := oci.Untag(ctx, r, "first", repo.LockOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.GC(ctx, repo.GCOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if result, err := pushTo(t, r, pulled.Image, filepath.Join(t.TempDir(), "layout"), oci.PushOptions{Exact: true}); err != nil || result.Layers[0].How != oci.HowKept {
+		t.Errorf("%+v, %v", result, err)
 	}
 }
 
@@ -429,7 +463,7 @@ func (t *takes) PutBlob(_ context.Context, _ oci.Descriptor, content io.Reader) 
 	_, err := io.Copy(io.Discard, content)
 	return err
 }
-func (t *takes) PutManifest(context.Context, oci.Descriptor, []byte, bool) error {
+func (t *takes) PutManifest(context.Context, oci.Descriptor, []byte, oci.Known) error {
 	t.manifests++
 	return nil
 }

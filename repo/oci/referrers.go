@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/composefs-boot/composefs-boot/repo"
+	"github.com/composefs-boot/composefs-boot/repo/fsverity"
 )
 
 // Referring is a Source that knows which artifacts refer to an image.
@@ -15,57 +16,58 @@ type Referring interface {
 	Referrers(ctx context.Context, subject Digest, artifactType string) ([]Descriptor, error)
 }
 
-// pinned is a source opened for the image with a digest, which the manifest must have.
-type pinned struct {
-	Source
-	digest Digest
-}
-
-// asked is a source whose manifest is known already.
+// asked is a source of which a manifest is known already.
 type asked struct {
 	Source
+	digest   Digest
 	manifest []byte
 }
 
 func (a asked) Manifest(ctx context.Context, d Digest) ([]byte, error) {
-	if d != "" {
+	if d != a.digest {
 		return a.Source.Manifest(ctx, d)
 	}
 	return a.manifest, nil
 }
 
-func (p pinned) Manifest(ctx context.Context, d Digest) ([]byte, error) {
-	if d != "" {
-		return p.Source.Manifest(ctx, d)
-	}
-	b, err := p.Source.Manifest(ctx, p.digest)
+// readManifest reads a manifest or index that has this digest.
+func readManifest(ctx context.Context, source Source, d Digest, retry Retry) (text []byte, err error) {
+	err = retry.Do(ctx, func() error {
+		text, err = source.Manifest(ctx, d)
+		return err
+	})
 	if err == nil {
-		err = p.digest.verify(b)
+		err = d.verify(text)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("manifest %s: %w", p.digest, err)
+		return nil, fmt.Errorf("manifest %s: %w", d, err)
 	}
-	return b, nil
+	return text, nil
 }
 
 // maxReferrers is how many artifacts are taken for one image, and those for them.
 const maxReferrers = 1000
 
 // PullReferrers brings the artifacts that refer to an image, and those that refer to them, or only those of a type if that is not "", and
-// returns their digests. A source that does not know of any has none. What a source lists though it is no artifact that refers to the
-// image, or an index of several, is left.
+// returns their digests. An artifact that is an index comes with all its manifests, to which others may refer as well. A source that does
+// not know of any has none. What a source lists though it does not refer to the image is left.
+//
+// Artifacts are known by their digests, which others have signed perhaps: the layers of those that are container images are kept as they
+// come, so that they can be given back.
 func PullReferrers(ctx context.Context, r *repo.Repo, source Source, image Digest, artifactType string, o PullOptions) ([]Digest, error) {
 	from, ok := source.(Referring)
 	if !ok {
 		return nil, nil
 	}
-	o.Tag, o.Transform, o.KeepBlobs, o.asIs = "", nil, false, true
+	o.Tag, o.Transform, o.Expected, o.KeepBlobs = "", nil, fsverity.Digest{}, true
+	c := &collector{r: r, source: source, o: o, kind: artifactType, members: map[Digest]bool{}}
 	seen := map[Digest]bool{image: true}
 	var list []Digest
-	for subjects := []Digest{image}; len(subjects) > 0; subjects = subjects[1:] {
-		artifacts, err := from.Referrers(ctx, subjects[0], artifactType)
+	for c.subjects = []Digest{image}; len(c.subjects) > 0; c.subjects = c.subjects[1:] {
+		subject := c.subjects[0]
+		artifacts, err := from.Referrers(ctx, subject, artifactType)
 		if err != nil {
-			return list, fmt.Errorf("referrers of %s: %w", subjects[0], err)
+			return list, fmt.Errorf("referrers of %s: %w", subject, err)
 		}
 		for _, d := range artifacts {
 			if seen[d.Digest] {
@@ -74,38 +76,105 @@ func PullReferrers(ctx context.Context, r *repo.Repo, source Source, image Diges
 			if seen[d.Digest] = true; len(seen) > maxReferrers {
 				return list, fmt.Errorf("image %s: more than %d artifacts refer to it", image, maxReferrers)
 			}
-			refers, err := pullReferrer(ctx, r, source, d.Digest, subjects[0], artifactType, o)
+			refers, err := c.referrer(ctx, d.Digest, subject)
 			if err != nil {
 				return list, fmt.Errorf("referrer %s: %w", d.Digest, err)
 			}
 			if refers {
 				list = append(list, d.Digest)
-				subjects = append(subjects, d.Digest)
 			}
 		}
 	}
 	return list, nil
 }
 
-// pullReferrer brings an artifact if it refers to the subject, and has the type. Registries do not always know the types.
-func pullReferrer(ctx context.Context, r *repo.Repo, source Source, artifact, subject Digest, artifactType string, o PullOptions) (refers bool, err error) {
-	var b []byte
-	err = o.Retry.Do(ctx, func() (err error) {
-		b, err = pinned{source, artifact}.Manifest(ctx, "")
-		return err
-	})
+// collector brings artifacts.
+type collector struct {
+	r        *repo.Repo
+	source   Source
+	o        PullOptions
+	kind     string          // that is asked for, "" for all
+	subjects []Digest        // to which others may refer
+	members  map[Digest]bool // manifests of indexes that are there
+	named    int             // by indexes, each as often as it is
+}
+
+// referrer brings an artifact if it refers to the subject, and has the type. Registries do not always know the types.
+func (c *collector) referrer(ctx context.Context, artifact, subject Digest) (refers bool, err error) {
+	text, err := readManifest(ctx, c.source, artifact, c.o.Retry)
 	if err != nil {
 		return false, err
 	}
-	if is, err := IsIndex(b); err != nil || is {
+	to, kind, isIndex, err := refersTo(text)
+	if err != nil || to != subject || c.kind != "" && kind != c.kind {
 		return false, err
 	}
-	m, err := parseManifest(b)
-	if err != nil || m.Subject == nil || m.Subject.Digest != subject || artifactType != "" && m.kind() != artifactType {
-		return false, err
+	if isIndex {
+		err = c.index(ctx, artifact, text, 1)
+	} else {
+		err = c.manifest(ctx, artifact, text)
 	}
-	_, err = Pull(ctx, r, asked{source, b}, o)
 	return err == nil, err
+}
+
+// refersTo returns what a manifest or index refers to, "" if to nothing, and the type of it.
+func refersTo(text []byte) (subject Digest, kind string, isIndex bool, err error) {
+	var m Manifest
+	if isIndex, err = IsIndex(text); err == nil && isIndex {
+		err = unmarshal(text, &m)
+	} else if err == nil {
+		m, err = parseManifest(text)
+	}
+	if m.Subject != nil {
+		subject = m.Subject.Digest
+	}
+	return subject, m.kind(), isIndex, err
+}
+
+// manifest brings an artifact that is none but itself.
+func (c *collector) manifest(ctx context.Context, d Digest, text []byte) error {
+	o := c.o
+	o.digest = d
+	_, err := Pull(ctx, c.r, asked{c.source, d, text}, o)
+	if err == nil {
+		c.subjects = append(c.subjects, d)
+	}
+	return err
+}
+
+// index brings the manifests of an index, and the index when they are there.
+func (c *collector) index(ctx context.Context, d Digest, text []byte, depth int) error {
+	if depth > maxIndexDepth {
+		return fmt.Errorf("index %s: more than %d indexes in each other", d, maxIndexDepth)
+	}
+	x, err := ParseIndex(d, text)
+	if err != nil {
+		return err
+	}
+	if c.named += len(x.Manifests); c.named > maxReferrers {
+		return fmt.Errorf("index %s: more than %d manifests in it, and in others", d, maxReferrers)
+	}
+	for _, m := range x.Manifests {
+		if c.members[m.Digest] {
+			continue
+		}
+		c.members[m.Digest] = true
+		text, err := readManifest(ctx, c.source, m.Digest, c.o.Retry)
+		if err != nil {
+			return err
+		}
+		is, err := IsIndex(text)
+		if err == nil && is {
+			err = c.index(ctx, m.Digest, text, depth+1)
+		} else if err == nil {
+			err = c.manifest(ctx, m.Digest, text)
+		}
+		if err != nil {
+			return fmt.Errorf("manifest %s: %w", m.Digest, err)
+		}
+	}
+	c.subjects = append(c.subjects, d)
+	return x.store(ctx, c.r, c.o.Lock)
 }
 
 // Referrers returns the artifacts of the layout that refer to an image, see Referring.
@@ -124,8 +193,7 @@ func (l *Layout) Referrers(_ context.Context, subject Digest, _ string) ([]Descr
 		if err != nil || d.Digest.verify(b) != nil {
 			continue // nobody has asked for this one
 		}
-		m, err := parseManifest(b)
-		if err == nil && m.Subject != nil && m.Subject.Digest == subject {
+		if to, _, _, err := refersTo(b); err == nil && to == subject {
 			list = append(list, d)
 		}
 	}

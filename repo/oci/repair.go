@@ -38,7 +38,7 @@ type RepairReport struct {
 // RepairStep is something that a repair would bring again.
 type RepairStep struct {
 	Image  string `json:"image"`  // its tag
-	What   string `json:"what"`   // manifest, config, layer or image, which is a composefs image
+	What   string `json:"what"`   // manifest, config, layer, index, or image, which is a composefs image
 	Digest string `json:"digest"` // of a layer the diff ID
 	From   string `json:"from"`   // FromRepository or FromSource
 	Bytes  int64  `json:"bytes"`  // that come from the source
@@ -91,7 +91,7 @@ func Repair(ctx context.Context, r *repo.Repo, source Source, o RepairOptions) (
 		return report, err
 	}
 	done := map[Digest]error{}
-	h := &healer{r: r, source: source, o: o}
+	h := &healer{r: r, source: source, o: o, planned: map[Digest]bool{}}
 	for _, t := range tags {
 		if o.Image != "" && t.Name != o.Image {
 			continue
@@ -120,6 +120,8 @@ type healer struct {
 	o       RepairOptions
 	fetched atomic.Int64
 	steps   []RepairStep
+	planned map[Digest]bool // in a dry run
+	depth   int             // of indexes in each other
 }
 
 // tagged heals an image and what refers to it.
@@ -136,20 +138,65 @@ func (h *healer) tagged(ctx context.Context, t Tag) error {
 
 // image heals one image or artifact.
 func (h *healer) image(ctx context.Context, t Tag) error {
+	if h.planned[t.Image] {
+		return nil
+	}
+	h.planned[t.Image] = h.o.DryRun
 	sound, err := isSound(ctx, h.r, t, h.o.Lock)
 	if sound || err != nil {
 		return err
 	}
-	if h.o.DryRun {
-		return h.plan(ctx, t)
+	left := remains{Stored: NewStored(h.r, ""), source: h.source, fetched: &h.fetched}
+	text, err := readManifest(ctx, left, t.Image, h.o.Retry)
+	if err != nil {
+		return err
 	}
-	if err := h.bringAgain(ctx, t); err != nil {
+	is, err := IsIndex(text)
+	switch {
+	case err != nil:
+	case is:
+		err = h.index(ctx, t, text)
+	case h.o.DryRun:
+		err = h.plan(ctx, t)
+	default:
+		err = h.bringAgain(ctx, t)
+	}
+	if err != nil || h.o.DryRun {
 		return err
 	}
 	if sound, err = isSound(ctx, h.r, t, h.o.Lock); err == nil && !sound {
 		err = errors.New("it is not sound though everything was brought again")
 	}
 	return err
+}
+
+// index heals an index, whose manifests come first.
+func (h *healer) index(ctx context.Context, t Tag, text []byte) error {
+	x, err := ParseIndex(t.Image, text)
+	if err != nil {
+		return err
+	}
+	if h.depth++; h.depth > maxIndexDepth {
+		err = fmt.Errorf("index %s: more than %d indexes in each other", t.Image, maxIndexDepth)
+	}
+	defer func() { h.depth-- }()
+	if err != nil {
+		return err
+	}
+	for _, d := range x.lacks(h.r) {
+		if err := h.image(ctx, Tag{t.Name, d}); err != nil {
+			return fmt.Errorf("manifest %s: %w", d, err)
+		}
+	}
+	if !h.o.DryRun {
+		return x.store(ctx, h.r, h.o.Lock)
+	}
+	step := RepairStep{t.Name, "index", string(t.Image), FromSource, int64(len(text))}
+	if _, err := OpenIndex(h.r, t.Image); err == nil {
+		step.From, step.Bytes = FromRepository, 0
+	}
+	h.steps = append(h.steps, step)
+	return nil
 }
 
 // isSound reports whether an image lacks nothing, and its composefs images neither.
@@ -164,6 +211,9 @@ func isSound(ctx context.Context, r *repo.Repo, t Tag, l repo.LockOptions) (bool
 		return false, err
 	}
 	i, err := open(r, t.Image)
+	if errors.Is(err, ErrIndex) {
+		return true, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -180,8 +230,8 @@ func isSound(ctx context.Context, r *repo.Repo, t Tag, l repo.LockOptions) (bool
 func (h *healer) again(ctx context.Context, t Tag) (*pull, *Image, bool, error) {
 	again := map[Digest]bool{}
 	p := &pull{r: h.r, blobs: map[Digest]fsverity.Digest{}, again: again, repair: true,
-		source: pinned{remains{NewStored(h.r, ""), h.source, again, &h.fetched}, t.Image},
-		o:      PullOptions{Transform: h.o.Transform, Limits: h.o.Limits.orDefault(), Retry: h.o.Retry, Progress: h.o.Progress, asIs: true}}
+		source: remains{NewStored(h.r, ""), h.source, again, &h.fetched},
+		o:      PullOptions{Transform: h.o.Transform, Limits: h.o.Limits.orDefault(), Retry: h.o.Retry, Progress: h.o.Progress, digest: t.Image}}
 	image, err := p.describe(ctx)
 	if err != nil {
 		return nil, nil, false, err
@@ -277,7 +327,7 @@ func (h *healer) bringAgain(ctx context.Context, t Tag) error {
 		return err
 	}
 	p.i = i
-	if err := p.layers(ctx, image); err != nil {
+	if err := p.layers(ctx, image, nil); err != nil {
 		return err
 	}
 	if image.Manifest.IsImage() {
@@ -401,7 +451,11 @@ func (p *pull) findLinked(ctx context.Context, image *Image) error {
 	for _, f := range p.r.Formats() {
 		usual = append(usual, LinkedImage{Format: f})
 	}
-	return p.make(ctx, image, usual)
+	tree, err := p.tree(ctx, image, fstree.XattrsAllowlist)
+	if err != nil {
+		return err
+	}
+	return p.make(image, tree, usual)
 }
 
 // remains is what is left in a repository, and a source for the rest.

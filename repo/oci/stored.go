@@ -45,6 +45,9 @@ func (s *Stored) Manifest(_ context.Context, d Digest) ([]byte, error) {
 		return nil, Permanent(err)
 	}
 	content, refs, err := readExternal(s.r, at, ManifestContent, d)
+	if x, wrong := OpenIndex(s.r, d); err != nil && wrong == nil {
+		return x.JSON, nil
+	}
 	if err != nil {
 		return nil, Permanent(fmt.Errorf("manifest: %w", err))
 	}

@@ -14,6 +14,7 @@ import (
 const (
 	tagDir      = "oci"           // below streams/refs
 	referrerDir = "oci-referrers" // SUBJECT/ARTIFACT
+	memberDir   = "oci-members"   // INDEX/MANIFEST
 )
 
 // Slashes would be directories; a name is one file.
@@ -72,6 +73,23 @@ func resolve(r *repo.Repo, name string) (Digest, error) {
 	return "", fmt.Errorf("image %q: %w (oci images lists what is there; a digest has @ before it)", name, repo.ErrNotFound)
 }
 
+// Resolve returns the digest of an image or artifact, by its tag or by the digest itself with "@" before it. Whether it is sound is not
+// looked at.
+func Resolve(r *repo.Repo, name string) (Digest, error) {
+	digest, ok := strings.CutPrefix(name, "@")
+	if !ok {
+		return resolve(r, name)
+	}
+	d, err := ParseDigest(digest)
+	if err == nil {
+		_, err = r.StreamObject(manifestStream + string(d))
+	}
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", name, err)
+	}
+	return d, nil
+}
+
 // SetTag gives an image a name, in place of the image that had it.
 func SetTag(ctx context.Context, r *repo.Repo, image Digest, name string, l repo.LockOptions) error {
 	if err := checkTag(name); err != nil {
@@ -86,6 +104,9 @@ func SetTag(ctx context.Context, r *repo.Repo, image Digest, name string, l repo
 	d, err := r.StreamObject(stream)
 	if err != nil {
 		return err
+	}
+	if _, err := OpenIndex(r, image); err == nil {
+		return fmt.Errorf("%s: %w: it gets no name", image, ErrIndex)
 	}
 	if err := i.NameStream(stream, d, TagRef(name)); err != nil {
 		return err
@@ -104,47 +125,67 @@ func Untag(ctx context.Context, r *repo.Repo, name string, l repo.LockOptions) e
 	return nil
 }
 
-// Remove takes all names of an image away, and the refs of the artifacts that refer to it. It returns the names.
-func Remove(ctx context.Context, r *repo.Repo, image Digest, l repo.LockOptions) ([]string, error) {
-	tags, artifacts, err := namesOf(r, image)
-	if err != nil {
-		return nil, err
-	}
-	for k, name := range tags {
-		if err := Untag(ctx, r, name, l); err != nil {
-			return tags[:k], err
-		}
-	}
-	for _, a := range artifacts {
-		if err := r.RemoveStreamRef(ctx, referrerRef(image, a), l); err != nil {
-			return tags, err
-		}
-	}
-	return tags, nil
+// Names are what keeps an image or artifact, and what it keeps itself.
+type Names struct {
+	Tags     []string
+	Referred []Referrer
 }
 
-// namesOf returns the tags of an image, and the artifacts that refer to it.
-func namesOf(r *repo.Repo, image Digest) (names []string, artifacts []Digest, err error) {
+// Referrer is an artifact and what it refers to.
+type Referrer struct{ Subject, Artifact Digest }
+
+// Remove takes all names of an image away, and the refs of the artifacts that refer to it; of an artifact, those that keep it with what it
+// refers to. It returns what is gone.
+func Remove(ctx context.Context, r *repo.Repo, image Digest, l repo.LockOptions) (Names, error) {
+	var gone Names
+	n, err := namesOf(r, image)
+	if err != nil {
+		return gone, err
+	}
+	for _, name := range n.Tags {
+		if err := Untag(ctx, r, name, l); err != nil {
+			return gone, err
+		}
+		gone.Tags = append(gone.Tags, name)
+	}
+	for _, a := range n.Referred {
+		if err := r.RemoveStreamRef(ctx, referrerRef(a.Subject, a.Artifact), l); err != nil {
+			return gone, err
+		}
+		gone.Referred = append(gone.Referred, a)
+	}
+	return gone, nil
+}
+
+// namesOf returns the tags of an image, and the artifacts that refer to it, and itself if it refers to something.
+func namesOf(r *repo.Repo, image Digest) (Names, error) {
+	var n Names
 	tags, err := Tags(r)
 	if err != nil {
-		return nil, nil, err
+		return n, err
 	}
 	for _, t := range tags {
 		if t.Image == image {
-			names = append(names, t.Name)
+			n.Tags = append(n.Tags, t.Name)
 		}
 	}
-	artifacts, err = Referrers(r, image)
-	return names, artifacts, err
+	refs, err := r.StreamRefs(referrerDir)
+	for _, ref := range refs {
+		subject, artifact, _ := strings.Cut(ref.Name, "/")
+		if subject == string(image) || artifact == string(image) {
+			n.Referred = append(n.Referred, Referrer{Digest(subject), Digest(artifact)})
+		}
+	}
+	return n, err
 }
 
 // Freed is what garbage collection removes besides, when names have been taken away. Bytes are those of the objects.
 type Freed struct {
-	Tags    []string `json:"tags"`
-	Objects int      `json:"objects"`
-	Bytes   int64    `json:"objects_bytes"`
-	Images  int      `json:"images"`
-	Streams int      `json:"streams"`
+	Names   `json:"-"`
+	Objects int   `json:"objects"`
+	Bytes   int64 `json:"objects_bytes"`
+	Images  int   `json:"images"`
+	Streams int   `json:"streams"`
 }
 
 // UntagFrees returns what would be free without a tag, see Untag.
@@ -152,37 +193,36 @@ func UntagFrees(ctx context.Context, r *repo.Repo, name string, l repo.LockOptio
 	if _, err := resolve(r, name); err != nil {
 		return Freed{}, err
 	}
-	return frees(ctx, r, []string{name}, nil, l)
+	return frees(ctx, r, Names{Tags: []string{name}}, l)
 }
 
 // RemoveFrees returns what would be free without images, see Remove.
 func RemoveFrees(ctx context.Context, r *repo.Repo, images []Digest, l repo.LockOptions) (Freed, error) {
-	var tags, refs []string
+	var all Names
 	for _, image := range images {
-		names, artifacts, err := namesOf(r, image)
+		n, err := namesOf(r, image)
 		if err != nil {
 			return Freed{}, err
 		}
-		tags = append(tags, names...)
-		for _, a := range artifacts {
-			refs = append(refs, "streams/refs/"+referrerRef(image, a))
-		}
+		all.Tags, all.Referred = append(all.Tags, n.Tags...), append(all.Referred, n.Referred...)
 	}
-	return frees(ctx, r, tags, refs, l)
+	return frees(ctx, r, all, l)
 }
 
-func frees(ctx context.Context, r *repo.Repo, tags, refs []string, l repo.LockOptions) (Freed, error) {
+func frees(ctx context.Context, r *repo.Repo, n Names, l repo.LockOptions) (Freed, error) {
 	o := repo.GCOptions{DryRun: true, Follows: Follows, Lock: l}
 	before, err := r.GC(ctx, o)
 	if err != nil {
 		return Freed{}, err
 	}
-	for _, name := range tags {
-		refs = append(refs, "streams/refs/"+TagRef(name))
+	for _, name := range n.Tags {
+		o.Without = append(o.Without, "streams/refs/"+TagRef(name))
 	}
-	o.Without = refs
+	for _, a := range n.Referred {
+		o.Without = append(o.Without, "streams/refs/"+referrerRef(a.Subject, a.Artifact))
+	}
 	after, err := r.GC(ctx, o)
-	return Freed{tags, after.Objects - before.Objects, after.Bytes - before.Bytes, len(after.Images) - len(before.Images),
+	return Freed{n, after.Objects - before.Objects, after.Bytes - before.Bytes, len(after.Images) - len(before.Images),
 		len(after.Streams) - len(before.Streams)}, err
 }
 
@@ -190,18 +230,26 @@ func referrerRef(subject, artifact Digest) string {
 	return referrerDir + "/" + string(subject) + "/" + string(artifact)
 }
 
-// Follows tells garbage collection, see repo.GCOptions, that an artifact stays as long as the image that it refers to.
+// Follows tells garbage collection, see repo.GCOptions, that an artifact stays as long as the image that it refers to, and a manifest as
+// long as the index that it is in.
 func Follows(ref string) string {
-	subject, ok := strings.CutPrefix(path.Dir(ref), "streams/refs/"+referrerDir+"/")
-	if d, err := ParseDigest(subject); ok && err == nil {
-		return manifestStream + string(d)
+	for _, dir := range []string{referrerDir, memberDir} {
+		leader, ok := strings.CutPrefix(path.Dir(ref), "streams/refs/"+dir+"/")
+		if d, err := ParseDigest(leader); ok && err == nil {
+			return manifestStream + string(d)
+		}
 	}
 	return ""
 }
 
 // Referrers returns the artifacts that refer to an image, signatures for example.
 func Referrers(r *repo.Repo, image Digest) ([]Digest, error) {
-	refs, err := r.StreamRefs(referrerDir + "/" + string(image))
+	return manifestsBelow(r, referrerDir+"/"+string(image))
+}
+
+// manifestsBelow returns the manifests to which the refs of a directory lead.
+func manifestsBelow(r *repo.Repo, dir string) ([]Digest, error) {
+	refs, err := r.StreamRefs(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +262,7 @@ func Referrers(r *repo.Repo, image Digest) ([]Digest, error) {
 	return list, nil
 }
 
-// allReferrers returns the artifacts that refer to an image, and those that refer to them.
+// allReferrers returns the artifacts that refer to an image, those that refer to them, and the manifests of those that are indexes.
 func allReferrers(r *repo.Repo, image Digest) ([]Digest, error) {
 	all := []Digest{image}
 	for k := 0; k < len(all); k++ {
@@ -222,7 +270,11 @@ func allReferrers(r *repo.Repo, image Digest) ([]Digest, error) {
 		if err != nil {
 			return nil, err
 		}
-		for _, d := range list {
+		members, err := manifestsBelow(r, memberDir+"/"+string(all[k]))
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range append(list, members...) {
 			if !slices.Contains(all, d) {
 				all = append(all, d)
 			}

@@ -13,7 +13,15 @@ type Target interface {
 	Has(ctx context.Context, d Descriptor) (bool, error)
 	// PutBlob stores a config, layer or other blob, of d.Size bytes. An error that wraps ErrPermanent is not worth another attempt.
 	PutBlob(ctx context.Context, d Descriptor, content io.Reader) error
-	// PutManifest stores a manifest and makes it known: under the name that the target was opened for if tagged is true, and by its
-	// digest alone otherwise, an artifact that refers to an image for example.
-	PutManifest(ctx context.Context, d Descriptor, content []byte, tagged bool) error
+	// PutManifest stores a manifest or index, and makes it known.
+	PutManifest(ctx context.Context, d Descriptor, content []byte, as Known) error
 }
+
+// Known is how a manifest is known.
+type Known int
+
+const (
+	KnownByName   Known = iota // by the name that the target was opened for
+	KnownByDigest              // an artifact that refers to an image, for example
+	KnownByIndex               // one that follows names it
+)

@@ -25,12 +25,8 @@ func (i *Image) layoutManifest(ctx context.Context, d oci.Digest) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
-	exempt, err := i.exempt(d, b)
-	if err != nil || exempt {
-		return b, err
-	}
-	if err := allow(ctx, i.sys, layoutImage{i.ref, b}); err != nil {
-		return nil, oci.Permanent(err)
+	if err := i.allow(ctx, d, b, layoutImage{i.ref, b}); err != nil {
+		return nil, err
 	}
 	return b, nil
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // allow refuses every image if there is a policy, which this program cannot check.
-func allow(context.Context, *types.SystemContext, types.UnparsedImage) error {
+func allow(context.Context, *types.SystemContext, types.UnparsedImage, bool) error {
 	for file, err := range configfile.Read(&configfile.File{Name: "policy", Extension: "json", DoNotLoadDropInFiles: true,
 		EnvironmentName: "CONTAINERS_POLICY_JSON", ErrorIfNotFound: true}) {
 		if errors.Is(err, configfile.ErrConfigFileNotFound) {

@@ -23,8 +23,8 @@ const (
 	maxPages     = 1000
 )
 
-// Referrers returns the artifacts that refer to an image in an OCI layout or a registry; see oci.Referring. The policy is not asked about
-// them, since they are not run: signatures are not signed themselves. It is, if one of them is a container image.
+// Referrers returns the artifacts that refer to an image in an OCI layout or a registry; see oci.Referring. From then on the policy wants
+// no signatures of them, unless one is a container image.
 func (i *Image) Referrers(ctx context.Context, subject oci.Digest, artifactType string) ([]oci.Descriptor, error) {
 	if i.layout == nil && !i.Remote() {
 		return nil, nil
@@ -36,11 +36,7 @@ func (i *Image) Referrers(ctx context.Context, subject oci.Digest, artifactType 
 	} else {
 		list, err = i.registryReferrers(ctx, subject, artifactType)
 	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	for _, d := range list {
-		i.referrers[d.Digest] = true
-	}
+	i.listed(list)
 	return list, err
 }
 

@@ -1,6 +1,7 @@
 package transport_test
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -36,6 +37,16 @@ func artifact(kind string, subject oci.Digest) string {
 		`"digest":%q,"size":1},"annotations":{"made":"by %s"}}`, kind, oci.DigestOf([]byte("{}")), subject, kind)
 }
 
+// artifactIndex is an index of manifests that refers to another manifest.
+func artifactIndex(kind string, subject oci.Digest, manifests ...string) string {
+	var index map[string]any
+	json.Unmarshal(indexOf(manifests...), &index)
+	index["artifactType"] = kind
+	index["subject"] = map[string]any{"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": subject, "size": 1}
+	b, _ := json.Marshal(index)
+	return string(b)
+}
+
 // withReferrers starts the registry of go-containerregistry with the referrers API.
 func withReferrers(t testing.TB) string {
 	s := httptest.NewServer(registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0))))
@@ -69,13 +80,20 @@ func TestReferrers(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		// An index of two more, one of which has been here already.
+		member := artifact("test/member", oci.DigestOf([]byte("something that nobody has")))
+		bundle := artifactIndex("test/a", image, member, texts[1])
+		all = append(all, oci.DigestOf([]byte(bundle)))
+		if list, err := oci.PullReferrers(ctx, r, listing{image: bundle, "": member, oci.DigestOf([]byte(texts[1])): texts[1]}, image, "", oci.PullOptions{}); err != nil || len(list) != 1 {
+			t.Fatal(list, err)
+		}
 		to := "docker://" + c.address + "/to/os:1"
 		for range 2 {
 			target, err := transport.OpenTarget(ctx, to, o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if result, err := oci.Push(ctx, r, pulled.Image, target, oci.PushOptions{}); err != nil || len(result.Referrers) != 3 {
+			if result, err := oci.Push(ctx, r, pulled.Image, target, oci.PushOptions{}); err != nil || len(result.Referrers) != 4 {
 				t.Fatalf("%s: %+v, %v", registryName, result, err)
 			}
 			target.Close()
@@ -91,18 +109,21 @@ func TestReferrers(t *testing.T) {
 		}
 		if err == nil {
 			list, err := index.IndexManifest()
-			if err != nil || len(list.Manifests) != 2 || list.Manifests[0].ArtifactType == "" ||
+			if err != nil || len(list.Manifests) != 3 || list.Manifests[0].ArtifactType == "" ||
 				list.Manifests[0].Annotations["made"] != "by "+list.Manifests[0].ArtifactType {
 				t.Errorf("%s: %+v, %v", registryName, list, err)
 			}
 		}
-		for kind, want := range map[string][]oci.Digest{"": all, "test/a": {all[0], all[2]}, "test/b": all[1:2], "test/c": nil} {
+		for kind, want := range map[string][]oci.Digest{"": all, "test/a": {all[0], all[2], all[3]}, "test/b": all[1:2], "test/c": nil} {
 			back := newRepo(t)
 			got, err := pullWithReferrers(t, back, to, o, kind)
 			slices.Sort(got)
 			want = slices.Sorted(slices.Values(want))
 			if err != nil || !slices.Equal(got, want) {
 				t.Errorf("%s: type %q: %v, want %v, %v", registryName, kind, got, want, err)
+			}
+			if slices.Contains(want, all[3]) {
+				want = append(want, oci.DigestOf([]byte(member)))
 			}
 			// A tag keeps them all, and lets them go.
 			for _, tagged := range []bool{true, false} {
@@ -117,7 +138,11 @@ func TestReferrers(t *testing.T) {
 					}
 				}
 				for _, d := range want {
-					if _, err := oci.Open(back, "@"+string(d)); (err == nil) != tagged {
+					_, err := oci.Open(back, "@"+string(d))
+					if d == all[3] {
+						_, err = oci.OpenIndex(back, d)
+					}
+					if (err == nil) != tagged {
 						t.Errorf("%s: tagged %v: %s: %v", registryName, tagged, d, err)
 					}
 				}
@@ -125,11 +150,34 @@ func TestReferrers(t *testing.T) {
 			if objects, _ := filepath.Glob(filepath.Join(back.Path(), "objects/*/*")); len(objects) > 0 {
 				t.Errorf("%s: %d objects are left", registryName, len(objects))
 			}
-			if refs, _ := filepath.Glob(filepath.Join(back.Path(), "streams/refs/oci-referrers/*")); len(refs) > 0 {
+			if refs, _ := filepath.Glob(filepath.Join(back.Path(), "streams/refs/oci-[rm]*/*")); len(refs) > 0 {
 				t.Errorf("%s: %v are left", registryName, refs)
 			}
 		}
 	}
+}
+
+// listing is a source of manifests by what they refer to, and by their digests.
+type listing map[oci.Digest]string
+
+func (l listing) Referrers(_ context.Context, subject oci.Digest, _ string) ([]oci.Descriptor, error) {
+	if text, ok := l[subject]; ok && len(subject) > 0 && oci.DigestOf([]byte(text)) != subject {
+		return []oci.Descriptor{{Digest: oci.DigestOf([]byte(text))}}, nil
+	}
+	return nil, nil
+}
+
+func (l listing) Manifest(_ context.Context, d oci.Digest) ([]byte, error) {
+	for _, text := range l {
+		if oci.DigestOf([]byte(text)) == d {
+			return []byte(text), nil
+		}
+	}
+	return nil, oci.ErrPermanent
+}
+
+func (listing) Blob(ctx context.Context, d oci.Descriptor, offset int64) (io.ReadCloser, int64, error) {
+	return single{}.Blob(ctx, d, offset)
 }
 
 // pullWithReferrers pulls an image as "os", and what refers to it.
@@ -184,11 +232,21 @@ func indexOf(manifests ...string) []byte {
 // putManifest stores a manifest by its digest.
 func putManifest(t testing.TB, address, text string) {
 	t.Helper()
+	put(t, address, text, "application/vnd.oci.image.manifest.v1+json")
+}
+
+func putIndex(t testing.TB, address, text string) {
+	t.Helper()
+	put(t, address, text, "application/vnd.oci.image.index.v1+json")
+}
+
+func put(t testing.TB, address, text, mediaType string) {
+	t.Helper()
 	request, err := http.NewRequest(http.MethodPut, "http://"+address+"/v2/os/manifests/"+string(oci.DigestOf([]byte(text))), strings.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	request.Header.Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+	request.Header.Set("Content-Type", mediaType)
 	response, err := http.DefaultClient.Do(request)
 	if err != nil || response.StatusCode != http.StatusCreated {
 		t.Fatal(response, err)

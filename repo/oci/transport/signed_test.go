@@ -178,7 +178,10 @@ func TestReferrersAndPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := artifact("test", oci.Digest(digest.String()))
+	member := artifact("test", oci.DigestOf(nil))
 	putManifest(t, address, text)
+	putManifest(t, address, member)
+	putIndex(t, address, artifactIndex("test", oci.Digest(digest.String()), member))
 	key := write(t, filepath.Join(t.TempDir(), "key.gpg"), public, 0o644)
 	lookaside := configure(t, fmt.Sprintf(`{"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": %q, "signedIdentity": {"type": "matchRepository"}}]}`, key))
 	beside := filepath.Join(lookaside, "os@"+strings.Replace(digest.String(), ":", "=", 1))
@@ -187,7 +190,7 @@ func TestReferrersAndPolicy(t *testing.T) {
 	}
 	write(t, filepath.Join(beside, "signature-1"), sign(claim("atomic container signature", address+"/os:1", digest)), 0o644)
 	o := transport.Options{SkipVerify: plain, Retry: quick}
-	if got, err := pullWithReferrers(t, newRepo(t), "docker://"+address+"/os:1", o, ""); err != nil || len(got) != 1 {
+	if got, err := pullWithReferrers(t, newRepo(t), "docker://"+address+"/os:1", o, ""); err != nil || len(got) != 2 {
 		t.Error(got, err)
 	}
 	mustAccept(t, "artifact", "docker://"+address+"/os@"+string(oci.DigestOf([]byte(text))), "no signature exists")
@@ -198,6 +201,49 @@ func TestReferrersAndPolicy(t *testing.T) {
 	push(t, address+"/os:2", referring)
 	if _, err := pullWithReferrers(t, newRepo(t), "docker://"+address+"/os:1", o, ""); !contains(err, "no signature exists") {
 		t.Error(err)
+	}
+}
+
+// What the policy rejects is not taken, be it what it may.
+func TestRejectedReferrers(t *testing.T) {
+	address := withReferrers(t)
+	image := imageOf(t, "amd64", layer(76, 3))
+	digest := oci.Digest(digestOfManifest(t, image).String())
+	push(t, address+"/os:1", image)
+	ref, err := name.NewRepository(address+"/os", name.Insecure)
+	if err == nil {
+		err = remote.WriteLayer(ref, static.NewLayer([]byte("{}"), "application/vnd.oci.empty.v1+json"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const signed = `{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/nowhere"}`
+	for what, put := range map[string]func(){
+		"manifest": func() { putManifest(t, address, artifact("test", digest)) },
+		"index":    func() { putIndex(t, address, artifactIndex("test/index", digest)) },
+	} {
+		put()
+		for policy, text := range map[string]string{
+			`{"default": [{"type": "insecureAcceptAnything"}]}`: "",
+			`{"default": [` + signed + `]}`:                     "",
+			`{"default": [{"type": "reject"}]}`:                 "policy.json, refuses it",
+			`{"default": [` + signed + `, {"type": "reject"}]}`: "policy.json, refuses it",
+			`{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {"` + address + `/os": [{"type": "reject"}]}}}`:    "policy.json, refuses it",
+			`{"default": [{"type": "insecureAcceptAnything"}], "transports": {"docker": {"` + address + `/other": [{"type": "reject"}]}}}`: "",
+			`{"default": [{"type": "reject"}], "transports": {"docker": {"": [` + signed + `]}}}`:                                          "",
+			`{"default": [{"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}}]}`:                                      "policy.json, refuses it",
+		} {
+			t.Setenv("CONTAINERS_POLICY_JSON", write(t, filepath.Join(t.TempDir(), "policy.json"), policy, 0o644))
+			source, err := transport.Open(ctx, "docker://"+address+"/os:1", transport.Options{SkipVerify: plain, Retry: quick})
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = oci.PullReferrers(ctx, newRepo(t), source, digest, "", oci.PullOptions{})
+			source.Close()
+			if (err == nil) != (text == "") || err != nil && !contains(err, text) {
+				t.Errorf("%s: %s: %v", what, policy, err)
+			}
+		}
 	}
 }
 

@@ -90,9 +90,9 @@ func lostUpload(err error) bool {
 		v2.ErrorCodeDigestInvalid, v2.ErrorCodeSizeInvalid}, code.ErrorCode())
 }
 
-func (r *registryTarget) PutManifest(ctx context.Context, d oci.Descriptor, content []byte, tagged bool) error {
+func (r *registryTarget) PutManifest(ctx context.Context, d oci.Descriptor, content []byte, as oci.Known) error {
 	var instance *digest.Digest
-	if !tagged {
+	if as != oci.KnownByName {
 		instance = new(digest.Digest(d.Digest))
 	}
 	err := r.retry.Do(ctx, func() error { return r.image.explain(r.to.PutManifest(ctx, content, instance)) })

@@ -7,7 +7,8 @@
 // policy.json, every image is accepted.
 //
 // What a source says is not believed here either: repo/oci compares all digests. The policy is asked about the very bytes of the
-// manifest that are handed out, and an index is told from a manifest by repo/oci, so that no image comes past it.
+// manifest that are handed out, and an index is told from a manifest by repo/oci, so that no image comes past it. Of artifacts that refer
+// to an image, signatures for example, it is only asked whether it rejects them.
 //
 // Blobs of registries are asked for by range, so that each byte comes once. A registry that knows no ranges sends the beginning
 // again, which is passed over. Archives of OCI layouts are unpacked to a temporary directory first. The storage of container engines
@@ -83,7 +84,7 @@ type Image struct {
 
 	mu        sync.Mutex
 	storage   map[oci.Digest]types.BlobInfo // containers-storage: layers of the manifest, as they are kept
-	referrers map[oci.Digest]bool           // artifacts that were listed, see Referrers
+	referrers map[oci.Digest]bool           // artifacts that were listed, see Referrers, and manifests of those that are indexes
 }
 
 // The libraries log, at times in the middle of the output of a program.
@@ -146,33 +147,55 @@ func (i *Image) Manifest(ctx context.Context, d oci.Digest) ([]byte, error) {
 	if err != nil {
 		return nil, i.explain(err)
 	}
-	exempt, err := i.exempt(d, b)
-	if err != nil || exempt {
-		return b, err
+	if err := i.allow(ctx, d, b, unparsed); err != nil {
+		return nil, err
 	}
-	if err := allow(ctx, i.sys, unparsed); err != nil {
-		return nil, oci.Permanent(err)
-	}
-	if i.transport == storageName {
+	if is, _ := oci.IsIndex(b); i.transport == storageName && !is {
 		err = i.findLayers(ctx, b, mediaType, instance)
 	}
 	return b, i.explain(err)
 }
 
-// exempt reports whether the policy is not asked about a manifest: for an index, of which it is asked when an image is chosen, and for an
-// artifact that refers to an image and is none itself.
-func (i *Image) exempt(d oci.Digest, b []byte) (bool, error) {
-	is, err := oci.IsIndex(b)
-	if err != nil || is {
-		return true, err
+// allow asks the policy about a manifest. Of an artifact that refers to an image, and is none itself, no signature is wanted: it is not
+// run, and often it is a signature. About an index the policy is asked when an image of it is chosen; one that is an artifact comes with
+// all its manifests.
+func (i *Image) allow(ctx context.Context, d oci.Digest, b []byte, what types.UnparsedImage) error {
+	isIndex, err := oci.IsIndex(b)
+	if err != nil {
+		return err
 	}
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	if !i.referrers[d] {
-		return false, nil
+	artifact := i.referrers[d]
+	i.mu.Unlock()
+	switch {
+	case isIndex && !artifact:
+		return nil
+	case isIndex:
+		x, err := oci.ParseIndex(d, b)
+		if err != nil {
+			return err
+		}
+		i.listed(x.Manifests)
+	case artifact:
+		is, err := oci.IsImage(b)
+		if err != nil {
+			return err
+		}
+		artifact = !is
 	}
-	is, err = oci.IsImage(b)
-	return !is, err
+	if err := allow(ctx, i.sys, what, artifact); err != nil {
+		return oci.Permanent(err)
+	}
+	return nil
+}
+
+// listed notes artifacts that an image leads to.
+func (i *Image) listed(list []oci.Descriptor) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, d := range list {
+		i.referrers[d.Digest] = true
+	}
 }
 
 // findLayers learns under which digests the storage has the layers of a manifest.
