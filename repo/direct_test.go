@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"unsafe"
 
@@ -163,6 +164,37 @@ func TestWriteFails(t *testing.T) {
 	}
 	if _, err := r.OpenObject(d); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the object is there: %v", err)
+	}
+}
+
+// TestReplacedNames replaces names, of which nothing but the name itself is ever to be seen beside others.
+func TestReplacedNames(t *testing.T) {
+	r := directRepo(t, Options{})
+	dir, err := r.mkdir("images")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for k := range 3000 {
+			if err := r.symlink(dir, strings.Repeat("x", 1+k%2), "name"); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for {
+		names, err := os.ReadDir(filepath.Join(r.path, "images"))
+		if err != nil || len(names) > 1 || len(names) == 1 && names[0].Name() != "name" {
+			t.Fatalf("%v, %v", names, err)
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
 	}
 }
 

@@ -165,7 +165,7 @@ func (i *Import) publish(d fsverity.Digest, t *temp) error {
 		if ok, _ := i.sound(d, nil); ok {
 			return nil
 		}
-		err = t.replace(dir, name)
+		err = i.r.replace(dir, name, t.link)
 	}
 	if err == nil {
 		i.r.mu.Lock()

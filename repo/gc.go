@@ -317,7 +317,7 @@ func (r *Repo) planTemporary(o GCOptions, p *GCPlan) error {
 		return err
 	}
 	for _, e := range entries {
-		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && o.Now.Sub(info.ModTime()) >= o.Margins.Temporary {
+		if info, err := e.Info(); err == nil && !info.IsDir() && o.Now.Sub(info.ModTime()) >= o.Margins.Temporary {
 			p.Temporary = append(p.Temporary, "tmp/"+e.Name())
 		}
 	}

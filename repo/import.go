@@ -387,7 +387,7 @@ func (i *Import) link(path string, names []name) error {
 	}
 	defer dir.Close()
 	for _, n := range names {
-		if err := symlink(dir, n.target, filepath.Base(n.path)); err != nil {
+		if err := i.r.symlink(dir, n.target, filepath.Base(n.path)); err != nil {
 			return fmt.Errorf("%s: %w", n.path, err)
 		}
 	}

@@ -158,15 +158,21 @@ func linkUnnamed(fd, dir int, name string) error {
 	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), dir, name, unix.AT_SYMLINK_FOLLOW)
 }
 
-// replace gives the file a name that another file has.
-func (t *temp) replace(dir int, name string) error {
-	other := "." + rand.Text()
-	if err := t.link(dir, other); err != nil {
+// replace makes something in the place of another, in one step. It is made in tmp/, where garbage collection finds it if nothing comes
+// after that.
+func (r *Repo) replace(dir int, name string, make func(dir int, name string) error) error {
+	tmp, err := r.mkdir("tmp")
+	if err != nil {
 		return err
 	}
-	if err := unix.Renameat(dir, other, dir, name); err != nil {
-		unix.Unlinkat(dir, other, 0)
-		return &os.LinkError{Op: "rename", Old: other, New: name, Err: err}
+	defer tmp.Close()
+	other := rand.Text()
+	if err := make(int(tmp.Fd()), other); err != nil {
+		return err
+	}
+	if err := unix.Renameat(int(tmp.Fd()), other, dir, name); err != nil {
+		unix.Unlinkat(int(tmp.Fd()), other, 0)
+		return &os.LinkError{Op: "rename", Old: "tmp/" + other, New: name, Err: err}
 	}
 	return nil
 }
@@ -191,19 +197,21 @@ func (t *temp) discard() {
 }
 
 // symlink makes a symbolic link, replacing what is there, in one step.
-func symlink(dir *os.File, target, name string) error {
+func (r *Repo) symlink(dir *os.File, target, name string) error {
 	if have, err := readlink(dir, name); err == nil && have == target {
 		return nil
 	}
-	other := "." + rand.Text()
-	if err := unix.Symlinkat(target, int(dir.Fd()), other); err != nil {
-		return &os.LinkError{Op: "symlink", Old: target, New: name, Err: err}
+	link := func(dir int, name string) error {
+		if err := unix.Symlinkat(target, dir, name); err != nil {
+			return &os.LinkError{Op: "symlink", Old: target, New: name, Err: err}
+		}
+		return nil
 	}
-	if err := unix.Renameat(int(dir.Fd()), other, int(dir.Fd()), name); err != nil {
-		unix.Unlinkat(int(dir.Fd()), other, 0)
-		return &os.LinkError{Op: "rename", Old: other, New: name, Err: err}
+	err := link(int(dir.Fd()), name)
+	if errors.Is(err, unix.EEXIST) {
+		err = r.replace(int(dir.Fd()), name, link)
 	}
-	return nil
+	return err
 }
 
 func readlink(dir *os.File, name string) (string, error) {
