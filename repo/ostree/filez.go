@@ -31,12 +31,14 @@ func openFilez(fd int) (*filez, error) {
 	return z, nil
 }
 
-// Close closes the file.
+// Close closes the file, once: the number of the descriptor may be that of another file after that.
 func (z *filez) Close() error {
-	if z.Reader != nil {
-		filezReaders.Put(z.Reader)
-		z.Reader = nil
+	if z.Reader == nil {
+		return os.ErrClosed
 	}
+	z.Reset(nil)
+	filezReaders.Put(z.Reader)
+	z.Reader = nil
 	return os.NewSyscallError("close", unix.Close(z.fd))
 }
 

@@ -3,6 +3,7 @@ package remote
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -74,16 +75,23 @@ func CheckName(name string) error {
 // maxKeyfile bounds what is read of a configuration, in bytes.
 const maxKeyfile = 1 << 20
 
-// ParseConfigs reads the remotes of a file, which may be the file config of an ostree repository. Keyrings are looked for beside it.
-func ParseConfigs(path string) ([]*Config, error) {
-	info, err := os.Stat(path)
+// readKeyfile reads a file of a configuration.
+func readKeyfile(path string) ([]byte, error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxKeyfile {
-		return nil, fmt.Errorf("%s: more than %d bytes", path, maxKeyfile)
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxKeyfile+1))
+	if err == nil && len(b) > maxKeyfile {
+		err = fmt.Errorf("%s: more than %d bytes", path, maxKeyfile)
 	}
-	b, err := os.ReadFile(path)
+	return b, err
+}
+
+// ParseConfigs reads the remotes of a file, which may be the file config of an ostree repository. Keyrings are looked for beside it.
+func ParseConfigs(path string) ([]*Config, error) {
+	b, err := readKeyfile(path)
 	if err != nil {
 		return nil, err
 	}

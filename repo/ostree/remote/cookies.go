@@ -28,17 +28,10 @@ func readCookies(path string) (http.CookieJar, error) {
 	if path == "" {
 		return nil, nil
 	}
-	info, err := os.Stat(path)
+	b, err := readKeyfile(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxKeyfile {
-		return nil, fmt.Errorf("%s: more than %d bytes", path, maxKeyfile)
-	}
-	b, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
